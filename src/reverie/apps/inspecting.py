@@ -1,0 +1,92 @@
+"""`reverie inspect` and `reverie samplers`."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from reverie.apps import console
+from reverie.diffusion.spacing import SPACINGS
+from reverie.engine.image import hash_files
+from reverie.families.base import Parts
+from reverie.families.detect import load_parts
+from reverie.sampling.registry import load_all
+
+
+def run_inspect(path: Path, variant: str | None, as_json: bool) -> None:
+    """Print what `path` is."""
+    parts = load_parts(path, variant)
+    report = describe(parts, path)
+    if as_json:
+        console.print_json(report)
+        return
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for key in ("path", "family", "layout", "prediction"):
+        table.add_row(key, str(report[key]))
+    for name, part in report["parts"].items():
+        table.add_row(name, f"{part['parameters']:,} parameters, {part['precision']}")
+    draws = report["defaults"]
+    table.add_row("draws", ", ".join(f"{k} {v}" for k, v in draws.items() if v is not None))
+    table.add_row("sha256", report["sha256"])
+    table.add_row("short hash", report["sha256"][:10])
+    for claim, why in report["evidence"]:
+        table.add_row("because", f"{claim}: {why}")
+    console.out.print(table)
+
+
+def describe(parts: Parts, path: Path) -> dict[str, Any]:
+    """What is known of a checkpoint, as JSON."""
+    identity, defaults = parts.identity, parts.defaults
+    files = sorted({file for of_part in identity.files.values() for file in of_part})
+    return {
+        "path": str(path),
+        "family": identity.family,
+        "layout": identity.layout,
+        "prediction": identity.prediction,
+        "evidence": [list(pair) for pair in identity.evidence],
+        "parts": {
+            name: {
+                "parameters": sum(p.numel() for p in module.parameters()),
+                "precision": _precision(Counter(str(p.dtype).removeprefix("torch.") for p in module.parameters())),
+                "files": [str(file) for file in identity.files[name]],
+            }
+            for name, module in parts.modules().items()
+        },
+        "defaults": {
+            "sampler": defaults.sampler, "spacing": defaults.spacing, "steps": defaults.steps,
+            "guidance_scale": defaults.guidance_scale, "width": defaults.width, "height": defaults.height,
+            "upscaler": defaults.upscaler,
+        },
+        "sha256": hash_files(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)),
+    }  # fmt: skip
+
+
+def _precision(counts: Counter[str]) -> str:
+    return " and ".join(name for name, _ in counts.most_common())
+
+
+def run_samplers(as_json: bool) -> None:
+    """Print the tables of samplers and spacings."""
+    samplers = load_all()
+    rows = [
+        {
+            "name": name, "order": entry.order, "evaluations": entry.evaluations(20), "stochastic": entry.stochastic,
+            "source": entry.source, "aliases": samplers.aliases(name),
+        }
+        for name, entry in sorted((name, samplers[name]) for name in samplers)
+    ]  # fmt: skip
+    if as_json:
+        console.print_json({"samplers": rows, "spacings": {name: SPACINGS.aliases(name) for name in SPACINGS}})
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in ("sampler", "order", "evaluations for 20 steps", "aliases", "source"):
+        table.add_column(title)
+    for row in rows:
+        order = "stochastic" if row["stochastic"] else str(row["order"])
+        table.add_row(str(row["name"]), order, str(row["evaluations"]), ", ".join(row["aliases"]), str(row["source"]))
+    console.out.print(table)
+    console.out.print()
+    for name in SPACINGS:
+        aliases = ", ".join(SPACINGS.aliases(name))
+        console.out.print(f"spacing {name}{f' ({aliases})' if aliases else ''}", markup=False)

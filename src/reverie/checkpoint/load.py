@@ -1,0 +1,68 @@
+"""Strict loading: a module built on the meta device takes its tensors from the mapped file, or one error says why not."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from reverie.errors import CheckpointError
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def build(make: Callable[[], M], tensors: Mapping[str, Tensor], where: str) -> M:
+    """A module whose parameters are `tensors`, without a copy.
+
+    Args:
+        make: builds the module; called on the meta device.
+        tensors: named as the module names its parameters.
+        where: for error messages, for example `"the U-Net in model.safetensors"`.
+
+    Raises:
+        CheckpointError: missing, unexpected or wrongly shaped tensors.
+    """
+    with torch.device("meta"):
+        module = make()
+    expected = {name: t.shape for name, t in module.state_dict().items()}
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+    wrong = [name for name, shape in expected.items() if name in tensors and tensors[name].shape != shape]
+    if missing or unexpected or wrong:
+        raise CheckpointError(_explain(where, expected, tensors, missing, unexpected, wrong))
+    numbers = [name for name, t in tensors.items() if not t.is_floating_point()]
+    if numbers:
+        raise CheckpointError(
+            f"{where} does not fit: {_some(numbers)} of type {str(tensors[numbers[0]].dtype).removeprefix('torch.')}; "
+            "weights are floating point (quantised files are not supported)"
+        )
+    module.load_state_dict(dict(tensors), assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _explain(
+    where: str,
+    expected: Mapping[str, torch.Size],
+    tensors: Mapping[str, Tensor],
+    missing: list[str],
+    unexpected: list[str],
+    wrong: list[str],
+) -> str:
+    parts = []
+    if missing:
+        near = difflib.get_close_matches(missing[0], unexpected, n=1)
+        hint = f"; found {near[0]} instead?" if near else ""
+        parts.append(f"{_some(missing)} missing{hint}")
+    if unexpected:
+        parts.append(f"{_some(unexpected)} not expected")
+    if wrong:
+        name = wrong[0]
+        parts.append(
+            f"{_some(wrong)} wrongly shaped: {list(tensors[name].shape)} found, {list(expected[name])} expected"
+        )
+    return f"{where} does not fit: {'; '.join(parts)}"
+
+
+def _some(names: list[str]) -> str:
+    return f"{len(names)} tensor{'s' if len(names) > 1 else ''} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"

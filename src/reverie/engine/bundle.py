@@ -1,0 +1,131 @@
+"""A loaded model: its parts, where they live and in which precision, and the one way to draw with them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import nn
+
+import reverie
+from reverie.diffusion.parameterisation import PARAMETERISATIONS
+from reverie.engine.request import Request
+from reverie.errors import CheckpointError, RequestError
+from reverie.families.base import Parts
+from reverie.families.detect import load_parts
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BUNDLED = "emoji"
+M = TypeVar("M", bound=nn.Module)
+
+
+class Model:
+    """A model that can draw. Made by `reverie.load`.
+
+    Opening maps the files and reads nothing; a part is checked and brought to the device and precision it computes
+    in when it is first needed.
+
+    Attributes:
+        parts: the networks and what is known about them.
+        source: the path it was opened from.
+        device, dtype: where and in which precision the networks compute.
+    """
+
+    def __init__(self, parts: Parts, source: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self.parts, self.source, self.device, self.dtype = parts, source, device, dtype
+        self._ready: set[str] = set()
+
+    def ready(self, name: str, module: M) -> M:
+        """The part `name`, on the device, in the computing precision, its weights checked.
+
+        Raises:
+            CheckpointError: NaN or infinity in the weights; the tensor is named.
+        """
+        if name not in self._ready:
+            for key, p in module.named_parameters():
+                if not torch.isfinite(p.sum(dtype=torch.float32)) and not torch.isfinite(p).all():
+                    raise CheckpointError(
+                        f"{self.source}: tensor {key} of {name} has NaN or infinite numbers; the file is damaged"
+                    )
+            module.to(self.device, self.dtype)
+            self._ready.add(name)
+        return module
+
+    def generate(
+        self, prompt: str = "", *, progress: "Callable[[int, int], None] | None" = None, **fields: Any
+    ) -> "reverie.Result":
+        """Draw.
+
+        Args:
+            prompt: what the picture shows.
+            progress: called as `(evaluations done, evaluations in all)`.
+            fields: the other fields of `Request`.
+
+        Raises:
+            RequestError: a field out of range, an unknown name.
+            GenerationError: the mathematics failed.
+        """
+        return self.draw(Request.of(prompt=prompt, **fields), progress=progress)
+
+    def draw(self, request: Request, *, progress: "Callable[[int, int], None] | None" = None) -> "reverie.Result":
+        """As `generate`, from a ready request."""
+        from reverie.engine.generate import generate
+
+        return generate(self, request, progress=progress)
+
+
+def load(
+    source: str | Path | None = None,
+    *,
+    device: str = "auto",
+    precision: Precision = "auto",
+    variant: str | None = None,
+    prediction: str | None = None,
+) -> Model:
+    """Open a model.
+
+    Args:
+        source: a safetensors file, a diffusers folder, or None for the bundled model.
+        device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the best there is.
+        precision: `auto` is float32 on a CPU, float16 on CUDA and MPS.
+        variant: of a folder's weight files, for example `fp16`.
+        prediction: override what the file says it predicts: `epsilon`, `v`, `sample`.
+
+    Raises:
+        CheckpointError: not there, broken, or of an unknown family.
+        RequestError: unknown device or precision.
+    """
+    path = bundled_path() if source is None else Path(source).expanduser()
+    if source is not None and not path.exists():
+        raise CheckpointError(f"no model at {path}; give a .safetensors file or a diffusers folder")
+    where = pick_device(device)
+    if precision != "auto" and precision not in DTYPES:
+        raise RequestError(f"unknown precision {precision!r}; known: auto, {', '.join(DTYPES)}")
+    automatic = torch.float32 if where.type == "cpu" else torch.float16
+    parts = load_parts(path, variant)
+    if prediction is not None:
+        parts = parts.with_prediction(PARAMETERISATIONS[prediction])
+    return Model(parts, path, where, DTYPES.get(precision, automatic))
+
+
+def bundled_path() -> Path:
+    """The folder of the model inside the package."""
+    return Path(__file__).parent.parent / "models" / BUNDLED
+
+
+def pick_device(name: str) -> torch.device:
+    """A torch device from its name.
+
+    Raises:
+        RequestError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RequestError(f"device {name!r} cannot be used here ({reason}); use cpu or auto") from None
+    return device

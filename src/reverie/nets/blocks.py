@@ -1,0 +1,105 @@
+"""Blocks that the U-Net and the autoencoder share."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
+    """Cosines then sines of the timestep at geometric frequencies (DDPM; order as Stable Diffusion has it).
+
+    Args:
+        timesteps: `(B,)`, may be fractional.
+        width: even number of channels.
+
+    Returns:
+        `(B, width)` float32.
+    """
+    half = width // 2
+    frequencies = torch.exp(
+        -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
+    )
+    angles = timesteps.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers with SiLU between them."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(width, inner)
+        self.linear_2 = nn.Linear(inner, inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, width)` -> `(B, inner)`."""
+        result: Tensor = self.linear_2(F.silu(self.linear_1(x)))
+        return result
+
+
+class ResnetBlock(nn.Module):
+    """Norm, SiLU, convolution, twice, plus the input (He et al. 2016; BigGAN-style as in DDPM).
+
+    Args:
+        source, width: channels in and out; a 1x1 `conv_shortcut` joins them where they differ.
+        time_width: channels of the time embedding; None in the autoencoder, which has no time.
+        groups, eps: of the group norms.
+    """
+
+    def __init__(
+        self, source: int, width: int, *, time_width: int | None = None, groups: int = 32, eps: float = 1e-6
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, source, eps=eps)
+        self.conv1 = nn.Conv2d(source, width, 3, padding=1)
+        self.time_emb_proj = nn.Linear(time_width, width) if time_width else None
+        self.norm2 = nn.GroupNorm(groups, width, eps=eps)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(source, width, 1) if source != width else None
+
+    def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
+        """`x (B, source, h, w)`, `time (B, time_width)` -> `(B, width, h, w)`."""
+        y = self.conv1(F.silu(self.norm1(x)))
+        if self.time_emb_proj is not None and time is not None:
+            y = y + self.time_emb_proj(F.silu(time))[:, :, None, None]
+        y = self.conv2(F.silu(self.norm2(y)))
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        result: Tensor = shortcut + y
+        return result
+
+
+class Downsample(nn.Module):
+    """A strided convolution that halves height and width.
+
+    Args:
+        asymmetric: pad right and below only, as the autoencoder does; else one pixel all round.
+    """
+
+    def __init__(self, width: int, *, asymmetric: bool = False) -> None:
+        super().__init__()
+        self.asymmetric = asymmetric
+        self.conv = nn.Conv2d(width, width, 3, stride=2, padding=0 if asymmetric else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(B, width, h, w)` -> `(B, width, ceil(h/2), ceil(w/2))` (floor where asymmetric)."""
+        result: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)) if self.asymmetric else x)
+        return result
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour enlargement followed by a convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """`(B, width, h, w)` -> `(B, width, 2h, 2w)`, or `size` where an odd size was halved on the way down."""
+        if size is None:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        else:
+            x = F.interpolate(x, size=size, mode="nearest")
+        result: Tensor = self.conv(x)
+        return result

@@ -1,0 +1,1 @@
+"""One file a sampler. `reverie.sampling.registry.load_all` imports them."""

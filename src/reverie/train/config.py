@@ -1,0 +1,150 @@
+"""The configuration of a training run: a TOML file, checked before any work begins."""
+
+import tomllib
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from reverie.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A part of the file; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """Which pictures are learned.
+
+    Attributes:
+        folder: holds `pictures.npy` and `captions.jsonl`.
+        only: keep the pictures whose caption line has one of these values in these fields.
+    """
+
+    folder: Path
+    only: dict[str, list[str]] = {}
+
+
+class LoopConfig(Section):
+    """The loop.
+
+    Attributes:
+        batch: pictures a step and accumulation.
+        accumulate: micro-batches whose gradients are added before a step.
+        warmup: steps over which the learning rate rises; then it falls along a cosine to zero.
+        ema: decay of the averaged weights, which are the ones that are exported.
+    """
+
+    out: Path
+    steps: int = Field(gt=0)
+    batch: int = Field(gt=0)
+    accumulate: int = Field(1, gt=0)
+    learning_rate: float = Field(gt=0)
+    warmup: int = Field(0, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+    ema: float = Field(0.999, ge=0, lt=1)
+    seed: int = Field(0, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_every: int = Field(500, gt=0)
+
+
+class AutoencoderModel(Section):
+    """Shape of the autoencoder; see `reverie.nets.autoencoder.AutoencoderConfig`."""
+
+    block_out_channels: tuple[int, ...]
+    latent_channels: int = Field(4, gt=0)
+    layers_per_block: int = Field(1, gt=0)
+    groups: int = Field(8, gt=0)
+
+
+class AutoencoderLoss(Section):
+    """Weights of the parts of the autoencoder's loss; the absolute error has weight 1."""
+
+    square: float = Field(1.0, ge=0)
+    gradient: float = Field(1.0, ge=0)
+    kl: float = Field(1e-3, ge=0)
+
+
+class AutoencoderRun(Section):
+    """`reverie train autoencoder CONFIG.toml`."""
+
+    data: DataConfig
+    loop: LoopConfig
+    model: AutoencoderModel
+    loss: AutoencoderLoss = AutoencoderLoss()
+
+
+class DiffusionModel(Section):
+    """Shape of text encoder and U-Net; see `ClipTextConfig` and `UNetConfig`."""
+
+    block_out_channels: tuple[int, ...]
+    attention: tuple[bool, ...]
+    heads: int = Field(4, gt=0)
+    layers_per_block: int = Field(1, gt=0)
+    groups: int = Field(32, gt=0)
+    text_width: int = Field(gt=0)
+    text_layers: int = Field(gt=0)
+    text_heads: int = Field(4, gt=0)
+    text_positions: int = Field(77, gt=2)
+
+
+class DiffusionObjective(Section):
+    """What is predicted, over which noise schedule, with which weights.
+
+    Attributes:
+        snr_gamma: min-SNR weighting (Hang et al. 2023), usually 5; None weighs every timestep alike. Not with zero
+            terminal SNR, where it would give the first step of sampling no weight.
+        drop_caption: share of captions replaced by the empty one, for classifier-free guidance.
+    """
+
+    prediction: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
+    schedule: Literal["linear", "scaled_linear", "cosine"] = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    zero_terminal_snr: bool = False
+    snr_gamma: float | None = None
+    drop_caption: float = Field(0.1, ge=0, le=1)
+
+
+class DiffusionRun(Section):
+    """`reverie train diffusion CONFIG.toml`.
+
+    Attributes:
+        autoencoder: folder of a trained autoencoder (the `vae` folder of its export).
+        tokenizer: folder with `vocab.json` and `merges.txt`.
+        defaults: what the exported model draws with where a request does not say.
+    """
+
+    data: DataConfig
+    loop: LoopConfig
+    model: DiffusionModel
+    objective: DiffusionObjective = DiffusionObjective()
+    autoencoder: Path
+    tokenizer: Path
+    defaults: dict[str, int | float | str] = {}
+
+
+Run = TypeVar("Run", AutoencoderRun, DiffusionRun)
+
+
+def read_config(kind: type[Run], path: Path) -> Run:
+    """Read and check a TOML file.
+
+    Raises:
+        ConfigError: no such file, not TOML, unknown or missing keys, values out of range; the first problem is named.
+    """
+    try:
+        return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: {where}: {first['msg']}") from None

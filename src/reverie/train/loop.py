@@ -1,0 +1,130 @@
+"""The training loop, and the checkpoint it can stop at and go on from, bit for bit."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from reverie.errors import ConfigError, GenerationError
+from reverie.train.config import LoopConfig
+from reverie.train.ema import Ema
+
+Report = Callable[[int, dict[str, float]], None]
+
+
+class Method(Protocol):
+    """What is learned and how wrong it is."""
+
+    network: nn.Module
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """The loss of micro-batch number `step`, and other numbers worth watching."""
+        ...
+
+    def export(self, weights: dict[str, Tensor], folder: Path) -> None:
+        """Write the model with these weights for others to use."""
+        ...
+
+
+def learning_rate(config: LoopConfig, step: int) -> float:
+    """Linear warm-up, then half a cosine down to zero."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    progress = (step - config.warmup) / max(config.steps - config.warmup, 1)
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+class Trainer:
+    """Network, optimiser and average of one run."""
+
+    def __init__(self, method: Method, config: LoopConfig) -> None:
+        self.method, self.config, self.step = method, config, 0
+        self.ema = Ema(method.network, config.ema)
+        self.optimiser = torch.optim.AdamW(
+            method.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+        )
+        config.out.mkdir(parents=True, exist_ok=True)
+        self._checkpoint = config.out / "checkpoint.safetensors"
+        if self._checkpoint.exists():
+            self._resume()
+
+    def run(self, report: Report, until: int | None = None) -> None:
+        """Train to the last step (or to step `until`), then export the averaged weights."""
+        last = min(until or self.config.steps, self.config.steps)
+        with (self.config.out / "log.jsonl").open("a", encoding="utf-8") as log:
+            while self.step < last:
+                started = time.perf_counter()
+                numbers = self._one_step()
+                numbers["seconds"] = round(time.perf_counter() - started, 4)
+                log.write(json.dumps({"step": self.step, **numbers}) + "\n")
+                report(self.step, numbers)
+                if self.step % self.config.checkpoint_every == 0 or self.step == last:
+                    log.flush()
+                    self._save()
+        self.method.export(self.ema.shadow, self.config.out / "export")
+
+    def _one_step(self) -> dict[str, float]:
+        rate = learning_rate(self.config, self.step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.optimiser.zero_grad()
+        for micro in range(self.config.accumulate):
+            with self._autocast():
+                loss, numbers = self.method.loss(self.step * self.config.accumulate + micro)
+            (loss / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.method.network.parameters(), self.config.clip)
+        if not torch.isfinite(norm):
+            raise GenerationError(f"the gradient is not finite at step {self.step}; lower the learning rate")
+        self.optimiser.step()
+        self.ema.update(self.method.network, self.step)
+        self.step += 1
+        return {"loss": loss.item(), "gradient_norm": norm.item(), "learning_rate": rate, **numbers}
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.config.precision == "float32":
+            return nullcontext()
+        device = next(self.method.network.parameters()).device.type
+        return torch.autocast(device, dtype=torch.bfloat16)
+
+    def _save(self) -> None:
+        """Everything that the next step depends on, written under a temporary name and then renamed."""
+        tensors = {f"network.{k}": v for k, v in self.method.network.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.shadow.items()}
+        for index, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser.{index}.{k}": v for k, v in state.items()}
+        temporary = self._checkpoint.with_suffix(".partial")
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(self.step)})
+        temporary.replace(self._checkpoint)
+
+    def _resume(self) -> None:
+        from safetensors import safe_open
+
+        with safe_open(self._checkpoint, "pt") as file:
+            self.step = int(file.metadata()["step"])
+        tensors = load_file(self._checkpoint)
+        try:
+            self.method.network.load_state_dict(_under("network.", tensors))
+            self.ema.shadow = _under("ema.", tensors)
+            self._load_optimiser(_under("optimiser.", tensors))
+        except (RuntimeError, KeyError, ValueError) as error:
+            hint = "the configuration has changed since; choose another loop.out or remove the file"
+            raise ConfigError(f"{self._checkpoint} does not fit: {str(error).splitlines()[0]}; {hint}") from None
+
+    def _load_optimiser(self, tensors: dict[str, Tensor]) -> None:
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, value in tensors.items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = value
+        full = self.optimiser.state_dict()
+        self.optimiser.load_state_dict({"state": state, "param_groups": full["param_groups"]})
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}

@@ -1,0 +1,174 @@
+"""What can be trained: an autoencoder; a text encoder and U-Net on the latents of one."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from reverie.diffusion.parameterisation import PARAMETERISATIONS
+from reverie.diffusion.process import Process
+from reverie.families.sd1 import folder
+from reverie.nets.autoencoder import Autoencoder, AutoencoderConfig
+from reverie.nets.clip_text import ClipText, ClipTextConfig
+from reverie.nets.unet import UNet, UNetConfig
+from reverie.text.tokenizer import ClipTokenizer
+from reverie.train.config import AutoencoderRun, DiffusionRun
+from reverie.train.data import PictureSet, generator, indices
+from reverie.train.loss import diffusion_loss, gradient_loss, kl_divergence, psnr
+
+
+class AutoencoderMethod:
+    """Absolute, squared and gradient error of the reconstruction, plus a little KL (Rombach et al. 2022, 3.1)."""
+
+    def __init__(self, run: AutoencoderRun, device: torch.device) -> None:
+        self.run, self.device = run, device
+        self.data = PictureSet(run.data)
+        config = AutoencoderConfig(**run.model.model_dump(), scaling_factor=1.0)
+        torch.manual_seed(run.loop.seed)
+        self.network: Autoencoder = Autoencoder(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """See `Method.loss`. Pictures are mirrored and their colour channels swapped at random."""
+        loop, weights = self.run.loop, self.run.loss
+        g = generator(loop.seed, 1, step)
+        pictures = self.data.pixels(indices(len(self.data), loop.batch, step, loop.seed))
+        pictures = _augmented(pictures, g).to(self.device, memory_format=torch.channels_last)
+        factor, channels = self.network.config.factor, self.network.config.latent_channels
+        shape = (len(pictures), channels, pictures.shape[2] // factor, pictures.shape[3] // factor)
+        noise = torch.randn(shape, generator=g).to(self.device)
+        picture, mean, log_variance = self.network(pictures, noise)
+        error = picture.float() - pictures
+        kl = kl_divergence(mean.float(), log_variance.float())
+        loss = error.abs().mean() + weights.square * error.square().mean() + weights.kl * kl
+        loss = loss + weights.gradient * gradient_loss(picture.float(), pictures)
+        return loss, {"psnr": psnr(picture.detach().float(), pictures).item(), "kl": kl.item()}
+
+    @torch.no_grad()
+    def export(self, weights: dict[str, Tensor], out: Path) -> None:
+        """A diffusers `vae` folder whose scaling factor makes the latents' variance 1."""
+        network = Autoencoder(self.network.config)
+        network.load_state_dict(weights)
+        rows = list(range(0, len(self.data), max(len(self.data) // 512, 1)))
+        mean, _ = network.to(self.device).encode(self.data.pixels(rows).to(self.device))
+        config = AutoencoderConfig(**{**vars(network.config), "scaling_factor": round(1 / mean.std().item(), 5)})
+        folder.save_part(out / "vae", "vae", config, weights)
+
+
+def _augmented(pictures: Tensor, g: torch.Generator) -> Tensor:
+    """Half of the pictures mirrored, half with their colour channels in another order."""
+    count = len(pictures)
+    mirrored = torch.rand(count, generator=g) < 0.5
+    pictures = torch.where(mirrored[:, None, None, None], pictures.flip(3), pictures)
+    orders = torch.stack([torch.randperm(3, generator=g) for _ in range(count)])
+    orders[torch.rand(count, generator=g) < 0.5] = torch.arange(3)
+    return torch.stack([picture[order] for picture, order in zip(pictures, orders, strict=True)])
+
+
+class TextToImage(nn.Module):
+    """The two networks that are learned together."""
+
+    def __init__(self, text_encoder: ClipText, unet: UNet) -> None:
+        super().__init__()
+        self.text_encoder, self.unet = text_encoder, unet
+
+
+class DiffusionMethod:
+    """Text encoder and U-Net, jointly, on latents that a frozen autoencoder made once."""
+
+    def __init__(self, run: DiffusionRun, device: torch.device) -> None:
+        self.run, self.device = run, device
+        self.data = PictureSet(run.data)
+        self.tokenizer = ClipTokenizer.from_folder(run.tokenizer, max_length=run.model.text_positions)
+        self.vae = folder.load_part(run.autoencoder, "vae")
+        self.process = Process.named(
+            run.objective.schedule,
+            start=run.objective.beta_start,
+            end=run.objective.beta_end,
+            zero_terminal_snr=run.objective.zero_terminal_snr,
+        )
+        torch.manual_seed(run.loop.seed)
+        network = TextToImage(ClipText(self._text_config()), UNet(self._unet_config()))
+        self.network: TextToImage = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.latents = self._encode_all()
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """See `Method.loss`."""
+        loop, objective = self.run.loop, self.run.objective
+        g = generator(loop.seed, 1, step)
+        rows = indices(len(self.data), loop.batch, step, loop.seed)
+        x0 = self.latents[rows]
+        noise = torch.randn(x0.shape, generator=g)
+        timesteps = torch.randint(self.process.steps, (len(rows),), generator=g)
+        ids = torch.tensor([self.tokenizer(self._caption(row, g)).ids for row in rows])
+        context = self.network.text_encoder(ids.to(self.device))
+        loss = diffusion_loss(
+            lambda x, t: self.network.unet(x, t, context),
+            x0.to(self.device, memory_format=torch.channels_last),
+            noise.to(self.device),
+            timesteps.to(self.device),
+            process=self.process,
+            parameterisation=PARAMETERISATIONS[objective.prediction],
+            snr_gamma=objective.snr_gamma,
+        )
+        return loss, {}
+
+    def export(self, weights: dict[str, Tensor], out: Path) -> None:
+        """A whole diffusers folder: drawn with right away by `reverie generate --model`."""
+        network = self.network
+        for name, config in (("text_encoder", network.text_encoder.config), ("unet", network.unet.config)):
+            own = {k.removeprefix(name + "."): v for k, v in weights.items() if k.startswith(name + ".")}
+            folder.save_part(out / name, name, config, own)
+        folder.save_part(out / "vae", "vae", self.vae.config, self.vae.state_dict())
+        folder.save_rest(out, self.run.tokenizer, self._scheduler(), dict(self.run.defaults))
+
+    def _caption(self, row: int, g: torch.Generator) -> str:
+        caption = self.data.caption(row, g)
+        dropped = float(torch.rand((), generator=g)) < self.run.objective.drop_caption
+        return "" if dropped else caption
+
+    @torch.no_grad()
+    def _encode_all(self) -> Tensor:
+        """The means of all latents, scaled: `(N, C, h, w)` float32."""
+        vae, scale = self.vae.to(self.device, torch.float32), self.vae.config.scaling_factor
+        rows = range(0, len(self.data), 64)
+        batches = [list(range(start, min(start + 64, len(self.data)))) for start in rows]
+        return torch.cat([vae.encode(self.data.pixels(b).to(self.device))[0].cpu() * scale for b in batches])
+
+    def _text_config(self) -> ClipTextConfig:
+        model = self.run.model
+        return ClipTextConfig(
+            vocab_size=self.tokenizer.vocab_size,
+            width=model.text_width,
+            inner_width=4 * model.text_width,
+            layers=model.text_layers,
+            heads=model.text_heads,
+            positions=model.text_positions,
+        )
+
+    def _unet_config(self) -> UNetConfig:
+        model, channels = self.run.model, self.vae.config.latent_channels
+        return UNetConfig(
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=model.block_out_channels,
+            attention=model.attention,
+            heads=(model.heads,) * len(model.block_out_channels),
+            layers_per_block=model.layers_per_block,
+            context_width=model.text_width,
+            groups=model.groups,
+        )
+
+    def _scheduler(self) -> dict[str, object]:
+        objective = self.run.objective
+        return {
+            "_class_name": "DPMSolverMultistepScheduler",
+            "beta_start": objective.beta_start,
+            "beta_end": objective.beta_end,
+            "beta_schedule": "squaredcos_cap_v2" if objective.schedule == "cosine" else objective.schedule,
+            "num_train_timesteps": self.process.steps,
+            "prediction_type": objective.prediction,
+            "rescale_betas_zero_snr": objective.zero_terminal_snr,
+            "timestep_spacing": "trailing",
+            "algorithm_type": "dpmsolver++",
+            "solver_order": 2,
+        }
