@@ -48,7 +48,7 @@ class Import:
 
 def unit(module: str) -> str:
     """The folder or file of the first level that a module belongs to; `""` is the package itself."""
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def module_name(path: Path) -> str:

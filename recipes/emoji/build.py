@@ -50,15 +50,11 @@ class Package:
         return f"{self.name.removeprefix('@').replace('/', '-')}-{self.version}.tgz"
 
 
-ICONIFY = Package(
-    "@iconify/json", "2.2.535", "1a545f86fa224d6531d8fb101dcbe83aac2b28689a21cbed6fc68318a5af4d91"
-)
+ICONIFY = Package("@iconify/json", "2.2.535", "1a545f86fa224d6531d8fb101dcbe83aac2b28689a21cbed6fc68318a5af4d91")
 FLUENT_3D = Package(
     "@lobehub/fluent-emoji-3d", "1.1.0", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58"
 )
-EMOJIBASE = Package(
-    "emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a"
-)
+EMOJIBASE = Package("emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a")
 PACKAGES = (ICONIFY, FLUENT_3D, EMOJIBASE)
 
 
@@ -146,8 +142,7 @@ def _npm_pack(package: Package, folder: Path) -> None:
         if done.returncode != 0 or not packed.exists():
             reason = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
             raise BuildError(
-                f"npm could not fetch {spec} ({reason[0]}); check the network, or put "
-                f"{package.file_name} into {folder}"
+                f"npm could not fetch {spec} ({reason[0]}); check the network, or put {package.file_name} into {folder}"
             )
         packed.replace(folder / package.file_name)
 
@@ -228,9 +223,7 @@ class Concept:
 # A synonym may stand for this many concepts at most.
 MOST_MEANINGS = 3
 CONCRETE_GROUPS = frozenset({"animals-nature", "food-drink", "travel-places", "activities", "objects"})
-LEFT_OUT_SUBGROUPS = frozenset(
-    {"family", "keycap", "alphanum", "zodiac", "gender", "skin-tone", "hair-style"}
-)
+LEFT_OUT_SUBGROUPS = frozenset({"family", "keycap", "alphanum", "zodiac", "gender", "skin-tone", "hair-style"})
 LEFT_OUT_GROUPS = frozenset({"flags", "component", ""})
 KEPT_GENDERED = frozenset({"mermaid"})
 KEPT_CLOCK = "three o'clock"
@@ -272,9 +265,7 @@ def is_gender_variant(hexcode: str) -> bool:
 
 def read_entries(archive: Path) -> list[Entry]:
     """Return every emoji of the archive in Unicode's order."""
-    names = [
-        f"package/{name}" for name in ("en/data.json", "en/shortcodes/emojibase.json", "meta/groups.json")
-    ]
+    names = [f"package/{name}" for name in ("en/data.json", "en/shortcodes/emojibase.json", "meta/groups.json")]
     files = read_json_members(archive, names)
     data, codes, meta = (files[name] for name in names)
     entries = []
@@ -568,9 +559,7 @@ def summary(rows: Sequence[Row], size: int, captions: int) -> dict[str, Any]:
     }
 
 
-def write_dataset(
-    out: Path, rows: Sequence[Row], lines_of_words: Sequence[str], size: int, words: Words
-) -> None:
+def write_dataset(out: Path, rows: Sequence[Row], lines_of_words: Sequence[str], size: int, words: Words) -> None:
     """Write all files; dataset.json comes last and so marks a finished set."""
     buffer = io.BytesIO()
     np.save(buffer, np.stack([row.pixels for row in rows]))

@@ -53,9 +53,7 @@ def read_texts(data: Path) -> list[str]:
         try:
             texts.extend(json.loads(line)["captions"])
         except (ValueError, KeyError, TypeError) as error:
-            raise VocabularyError(
-                f"{captions}:{number}: not a line with captions; build the set again"
-            ) from error
+            raise VocabularyError(f"{captions}:{number}: not a line with captions; build the set again") from error
     texts.extend((data / "words.txt").read_text(encoding="utf-8").splitlines())
     return texts
 
@@ -129,9 +127,7 @@ def write_vocabulary(data: Path, out: Path, size: int) -> int:
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(out / name)
     except FileNotFoundError as error:
-        raise VocabularyError(
-            f"{error.filename}: not found; make the set with recipes/emoji/build.py"
-        ) from error
+        raise VocabularyError(f"{error.filename}: not found; make the set with recipes/emoji/build.py") from error
     except OSError as error:
         raise VocabularyError(f"{error.filename or out}: {error.strerror or error}") from error
     return len(vocabulary(merges))

@@ -90,9 +90,7 @@ class Reader:
         if flag == FULL_FLAG:
             return self.plain(count)
         if flag != HALF_FLAG:
-            raise ConvertError(
-                f"Weights of kind {flag:#010x} before byte {self.at}: expected float16 or float32."
-            )
+            raise ConvertError(f"Weights of kind {flag:#010x} before byte {self.at}: expected float16 or float32.")
         halves = np.frombuffer(self.take(2 * count), "<f2")
         self.take(-2 * count % 4)
         return halves.astype(np.float32)
@@ -127,9 +125,7 @@ def read_convolution(layer: Layer, reader: Reader) -> dict[str, npt.NDArray[np.f
     if any(layer.number(key, absent.get(key)) != value for key, value in expected.items()) or (
         not layer.settings.keys() <= {0, 6, *expected}
     ):
-        raise ConvertError(
-            f"{layer.name} is not a 3 x 3 convolution with padding 1 and a bias: {layer.settings}."
-        )
+        raise ConvertError(f"{layer.name} is not a 3 x 3 convolution with padding 1 and a bias: {layer.settings}.")
     outputs, count = layer.number(0), layer.number(6)
     if outputs <= 0 or count % (9 * outputs):
         raise ConvertError(f"{layer.name} has {count} weights for {outputs} outputs of 3 x 3.")

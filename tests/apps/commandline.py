@@ -28,17 +28,18 @@ class CommandLine:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
         self.monkeypatch, self.capsys = monkeypatch, capsys
 
-    def __call__(self, *words: str | Path | int) -> Ran:
+    def __call__(self, *words: object) -> Ran:
         self.monkeypatch.setattr(sys, "argv", ["reverie", *map(str, words)])
         self.monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main replaces it
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as left:
             main()
         out, err = self.capsys.readouterr()
-        assert isinstance(left.value.code, int)
-        return Ran(left.value.code, out, err)
+        code = left.value.code
+        assert isinstance(code, int)
+        return Ran(code, out, err)
 
-    def refused(self, *words: str | Path | int) -> str:
+    def refused(self, *words: object) -> str:
         """Run what must be refused: exit code 2, nothing on stdout, one line on stderr. Returns the line."""
         return one_line(self(*words), 2)
 
@@ -60,7 +61,7 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
 
 
-def run_apart(*words: str | Path | int) -> Ran:
+def run_apart(*words: object) -> Ran:
     """`python -m reverie ...` in a process of its own."""
     command = [sys.executable, "-m", "reverie", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment(), check=False)

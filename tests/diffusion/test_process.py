@@ -3,7 +3,6 @@
 import math
 from typing import Any
 
-import diffusers
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import rescale_zero_terminal_snr as diffusers_rescale
@@ -23,6 +22,7 @@ from reverie.diffusion.process import (
     scaled_linear_betas,
 )
 from reverie.errors import RequestError
+from tests.tiny import diffusers
 
 # Ours are float64, diffusers' are float32: half a unit in its last place is 6e-8 relative, a sum of a few 2e-7.
 # The cosine schedule is a difference from 1, so there the error is absolute.

@@ -84,9 +84,7 @@ def test_the_same_picture_twice(packaged: CompactUpscaler) -> None:
         ((0.0, 1.0, 0.0), 0.15),
     ],
 )
-def test_a_flat_colour_stays(
-    packaged: CompactUpscaler, colour: tuple[float, float, float], tolerance: float
-) -> None:
+def test_a_flat_colour_stays(packaged: CompactUpscaler, colour: tuple[float, float, float], tolerance: float) -> None:
     flat = torch.tensor(colour).view(1, 3, 1, 1)
     got = packaged(flat.expand(1, 3, 24, 24)).clamp(0, 1)
     assert (got - flat).abs().max() < tolerance

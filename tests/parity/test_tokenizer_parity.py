@@ -202,9 +202,7 @@ def added_settings(folder: Path) -> None:
         "unk_token": "<unk>" if "<unk>" in vocab else EOS,
         "pad_token": EOS,
     }
-    write_json(
-        folder / "tokenizer_config.json", {"added_tokens_decoder": flagged, "model_max_length": 20, **names}
-    )
+    write_json(folder / "tokenizer_config.json", {"added_tokens_decoder": flagged, "model_max_length": 20, **names})
 
 
 def legacy_settings(folder: Path) -> None:

@@ -120,9 +120,7 @@ def test_only_flat_captions_may_name_no_style() -> None:
 
 
 def test_faces_are_also_called_smileys() -> None:
-    concept = build.Concept(
-        "smiling face with sunglasses", "1F60E", "smileys-emotion", "face-glasses", (), ()
-    )
+    concept = build.Concept("smiling face with sunglasses", "1F60E", "smileys-emotion", "face-glasses", (), ())
     assert "a smiley with sunglasses" in build.captions_for(concept, "flat", WORDS)
 
 
@@ -183,9 +181,7 @@ def test_distinct_merges_keep_numbers_and_lines_together() -> None:
 
 
 def test_vocabulary_files_have_clips_order(tmp_path: Path) -> None:
-    (tmp_path / "captions.jsonl").write_text(
-        json.dumps({"captions": ["a red apple", "red apple, 3D"]}) + "\n"
-    )
+    (tmp_path / "captions.jsonl").write_text(json.dumps({"captions": ["a red apple", "red apple, 3D"]}) + "\n")
     (tmp_path / "words.txt").write_text("apple, fruit\n")
     assert vocabulary.main(["--data", str(tmp_path), "--out", str(tmp_path / "v"), "--size", "600"]) == 0
     tokens = json.loads((tmp_path / "v" / "vocab.json").read_text(encoding="utf-8"))

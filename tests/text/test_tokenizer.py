@@ -13,9 +13,7 @@ from reverie.errors import CheckpointError, InputError
 from reverie.text.tokenizer import BOS, EOS, LENGTH, MERGES, ClipTokenizer
 
 CLIP = ClipTokenizer.published()
-WORDS = st.lists(
-    st.sampled_from(["red", "apple", "face", "oil", "7", "painting", "sun", "café"]), max_size=20
-)
+WORDS = st.lists(st.sampled_from(["red", "apple", "face", "oil", "7", "painting", "sun", "café"]), max_size=20)
 
 
 @given(st.text())
@@ -82,10 +80,7 @@ def test_threads_agree() -> None:
     prompts = [f"a picture of number {n}" for n in range(40)]
     expected = [CLIP(prompt) for prompt in prompts]
     results: list[bool] = []
-    work = [
-        threading.Thread(target=lambda: results.append([CLIP(p) for p in prompts] == expected))
-        for _ in range(4)
-    ]
+    work = [threading.Thread(target=lambda: results.append([CLIP(p) for p in prompts] == expected)) for _ in range(4)]
     for thread in work:
         thread.start()
     for thread in work:
@@ -124,9 +119,9 @@ def test_a_sound_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("length", [77, 12, 1e30])
 def test_the_length_of_a_folder(tmp_path: Path, length: float) -> None:
     config = json.dumps({"model_max_length": length})
-    assert len(
-        ClipTokenizer.from_folder(folder(tmp_path, **{"tokenizer_config.json": config}))("a").ids
-    ) == min(length, LENGTH)
+    assert len(ClipTokenizer.from_folder(folder(tmp_path, **{"tokenizer_config.json": config}))("a").ids) == min(
+        length, LENGTH
+    )
 
 
 BROKEN: list[tuple[str, str | None, str]] = [
@@ -164,9 +159,7 @@ BROKEN: list[tuple[str, str | None, str]] = [
 
 
 @pytest.mark.parametrize(("name", "content", "message"), BROKEN)
-def test_a_broken_folder_is_one_clear_line(
-    tmp_path: Path, name: str, content: str | None, message: str
-) -> None:
+def test_a_broken_folder_is_one_clear_line(tmp_path: Path, name: str, content: str | None, message: str) -> None:
     with pytest.raises(CheckpointError) as caught:
         ClipTokenizer.from_folder(folder(tmp_path, **{name: content}))
     assert message in str(caught.value)

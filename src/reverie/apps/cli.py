@@ -4,11 +4,12 @@ import inspect as introspection
 import sys
 import warnings
 from collections.abc import Callable
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from pydantic import ValidationError
 
 from reverie import __version__
 from reverie.apps import console
@@ -28,7 +29,7 @@ train_app = typer.Typer(help="Train a model from scratch.", no_args_is_help=True
 app.add_typer(train_app, name="train")
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """In which numbers the networks compute."""
 
     auto = "auto"
@@ -47,6 +48,8 @@ VariantOption = Annotated[str | None, typer.Option(help="of a folder's weight fi
 PredictionOption = Annotated[
     str | None, typer.Option(help="override what the file says it predicts: epsilon, v, sample")
 ]
+ConfigArgument = Annotated[Path, typer.Argument(help="TOML file")]
+UntilOption = Annotated[int | None, typer.Option(min=1, help="stop after this step; the next run goes on from there")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
@@ -58,15 +61,10 @@ def request_options(function: Callable[..., None]) -> Callable[..., None]:
     for name, info in Request.model_fields.items():
         if name == "prompt":
             continue
-        kind = info.annotation if info.default is None else info.annotation | None  # type: ignore[operator]
-        fields.append(
-            introspection.Parameter(
-                name,
-                introspection.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=Annotated[kind, typer.Option(help=_help(name))],
-            )  # fmt: skip
-        )
+        kind: Any = info.annotation if info.default is None else info.annotation | None  # type: ignore[operator]
+        annotation = Annotated.__class_getitem__((kind, typer.Option(help=_help(name))))  # type: ignore[attr-defined]
+        place = introspection.Parameter.KEYWORD_ONLY
+        fields.append(introspection.Parameter(name, place, default=None, annotation=annotation))
     function.__signature__ = introspection.Signature([*own, *fields])  # type: ignore[attr-defined]
     return function
 
@@ -81,7 +79,9 @@ def _help(name: str) -> str:
 @request_options
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="what the picture shows")] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="file, or folder for several")] = Path("reverie.png"),
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="file, or folder for several; reverie-00001.png here if absent")
+    ] = None,
     source: Annotated[
         Path | None, typer.Option("--from", help="draw the picture in this PNG again; other options override")
     ] = None,
@@ -95,7 +95,8 @@ def generate(
     **fields: Any,
 ) -> None:
     """Draw pictures for a prompt."""
-    from reverie.apps.generating import run_generate
+    with console.busy("starting"):  # importing torch takes a while
+        from reverie.apps.generating import run_generate
 
     given = {name: value for name, value in fields.items() if value is not None}
     if prompt is not None:
@@ -112,9 +113,11 @@ def inspect(
     debug: DebugOption = False,
 ) -> None:
     """Say what a checkpoint is, and why."""
-    from reverie.apps.inspecting import run_inspect
+    with console.busy("reading"):
+        from reverie.apps.inspecting import report, show
 
-    run_inspect(path, variant, as_json)
+        found = report(path, variant)
+    show(found, as_json)
 
 
 @app.command()
@@ -127,26 +130,28 @@ def samplers(as_json: JsonOption = False, debug: DebugOption = False) -> None:
 
 @train_app.command()
 def autoencoder(
-    config: Annotated[Path, typer.Argument(help="TOML file")],
+    config: ConfigArgument,
+    until: UntilOption = None,
     device: DeviceOption = "auto",
     debug: DebugOption = False,
 ) -> None:
     """Train a KL autoencoder."""
     from reverie.apps.training import run_training
 
-    run_training("autoencoder", config, device)
+    run_training("autoencoder", config, device, until)
 
 
 @train_app.command()
 def diffusion(
-    config: Annotated[Path, typer.Argument(help="TOML file")],
+    config: ConfigArgument,
+    until: UntilOption = None,
     device: DeviceOption = "auto",
     debug: DebugOption = False,
 ) -> None:
     """Train text encoder and U-Net on the latents of an autoencoder."""
     from reverie.apps.training import run_training
 
-    run_training("diffusion", config, device)
+    run_training("diffusion", config, device, until)
 
 
 def _version(value: bool) -> None:
@@ -169,7 +174,9 @@ def main() -> NoReturn:
     warnings.showwarning = lambda message, *_: console.note(f"note: {message}")
     debug = "--debug" in sys.argv
     try:
-        code = app(standalone_mode=False) or 0
+        code = app(prog_name="reverie", standalone_mode=False) or 0
+        if code == 130:  # what typer makes of a KeyboardInterrupt
+            console.note("interrupted")
     except ReverieError as error:
         code = _failed(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
@@ -187,7 +194,11 @@ def _usage(error: Exception) -> int:
     if type(error).__name__ == "NoArgsIsHelpError":
         typer.echo(error.format_message(), err=True)
         return 2
-    console.error(f"{error.format_message()} Try `reverie --help`.")
+    message = error.format_message().replace("Value error, ", "").rstrip(".")
+    if isinstance(error.__cause__, ValidationError):  # typer parses values with pydantic, and leaves out the value
+        found = repr(error.__cause__.errors()[0]["input"])
+        message += "" if found in message else f": found {found}"
+    console.error(f"{message}. Try `reverie --help`.")
     return 2
 
 

@@ -5,15 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from reverie.apps import console
-from reverie.engine.bundle import load
-from reverie.engine.image import fingerprint, picture_format, read_request, save_image
+from reverie.apps.progress import steps_progress
+from reverie.engine.bundle import Model, load
+from reverie.engine.generate import batches, resolve
+from reverie.engine.image import BUNDLED_SOURCE, fingerprint, picture_format, read_request, save_image
 from reverie.engine.request import Request
 from reverie.errors import OutputError, RequestError
 
 
 def run_generate(
     given: dict[str, Any],
-    out: Path,
+    out: Path | None,
     source: Path | None,
     model: str | None,
     options: dict[str, Any],
@@ -23,7 +25,7 @@ def run_generate(
 
     Args:
         given: fields of the request from the command line.
-        out: a file, or a folder where several pictures go.
+        out: a file, or a folder where several pictures go; the present folder if None.
         source: a picture whose request is the starting point.
         model: path of the model; else the one that drew `source`; else the bundled one.
         options: `device`, `precision`, `variant`, `prediction` of `reverie.load`.
@@ -39,31 +41,48 @@ def run_generate(
         raise RequestError(
             f"{source} was drawn by another {made_by.get('name')} (its hash differs); name one with --model"
         )
-    with console.steps_progress("drawing") as progress:
-        result = loaded.draw(request, progress=progress)
-    for path, image in zip(paths, result.images, strict=True):
-        save_image(image, path)
+    request = resolve(loaded, request)
+    lines = _draw_and_save(loaded, request, paths)
     seconds = time.perf_counter() - started
     if as_json:
         console.print_json(
-            {"files": [str(p) for p in paths], "seconds": round(seconds, 3), "model": result.model,
-             "request": result.request.model_dump(exclude_none=True)}
+            {"files": [str(p) for p in paths], "seconds": round(seconds, 3), "model": fingerprint(loaded),
+             "request": request.model_dump(exclude_none=True)}
         )  # fmt: skip
         return
-    for i, (path, image) in enumerate(zip(paths, result.images, strict=True)):
-        console.out.print(f"{path}  {image.width}x{image.height}, seed {(result.request.seed or 0) + i}", markup=False)
-    console.note(f"{seconds:.1f} s, {result.request.sampler}, {result.request.steps} steps")
+    for line in lines:
+        console.out.print(line, markup=False)
+    console.note(f"{seconds:.1f} s, {request.sampler}, {request.steps} steps")
 
 
-def targets(out: Path, count: int) -> list[Path]:
-    """Where each picture goes; checked before any work is done.
+def _draw_and_save(model: Model, request: Request, paths: list[Path]) -> list[str]:
+    """Save every picture as soon as it is drawn, so that stopping loses none. A line about each."""
+    lines: list[str] = []
+    try:
+        with steps_progress("drawing") as progress:
+            for result in batches(model, request, progress=progress):
+                for i, image in enumerate(result.images):
+                    path = paths[len(lines)]
+                    save_image(image, path)
+                    lines.append(f"{path}  {image.width}x{image.height}, seed {(result.request.seed or 0) + i}")
+    except KeyboardInterrupt:
+        if lines:
+            console.note(f"{len(lines)} of {len(paths)} pictures were finished and saved")
+        raise
+    return lines
+
+
+def targets(out: Path | None, count: int) -> list[Path]:
+    """Where each picture goes; checked before any work is done. A folder (or None, the present one) gets new numbers.
 
     Raises:
         OutputError: a place that cannot be written.
         RequestError: an ending that no picture format has.
     """
-    if out.is_dir() or out.suffix == "":
-        folder, names = out, [f"{i:05d}.png" for i in _free_numbers(out, count)]
+    if out is None:
+        folder, names = Path(), [f"reverie-{i:05d}.png" for i in _free_numbers(Path(), "reverie-", count)]
+    elif out.is_dir() or out.suffix == "":
+        folder, names = out, [f"{i:05d}.png" for i in _free_numbers(out, "", count)]
     elif count == 1:
         folder, names = out.parent, [out.name]
     else:
@@ -83,18 +102,15 @@ def targets(out: Path, count: int) -> list[Path]:
     return paths
 
 
-def _free_numbers(folder: Path, count: int) -> range:
+def _free_numbers(folder: Path, prefix: str, count: int) -> range:
     """The numbers after the highest that is there, so that nothing is overwritten."""
-    taken = [int(p.stem) for p in folder.glob("[0-9]*.png") if p.stem.isdecimal()] if folder.is_dir() else []
+    stems = [p.stem.removeprefix(prefix) for p in folder.glob(f"{prefix}[0-9]*.png")]
+    taken = [int(stem) for stem in stems if stem.isdecimal()]
     first = max(taken, default=0) + 1
     return range(first, first + count)
 
 
 def _same_model(made_by: dict[str, str]) -> str | None:
     """The model that a picture names; None for the bundled one, wherever it is installed."""
-    from reverie.engine.bundle import BUNDLED, bundled_path
-
-    source = made_by.get("source")
-    if not source or source == str(bundled_path()):
-        return None
-    return None if made_by.get("name") == BUNDLED and not Path(source).exists() else source
+    source = made_by.get("source", BUNDLED_SOURCE)
+    return None if source == BUNDLED_SOURCE else source

@@ -14,25 +14,24 @@ from reverie.families.detect import load_parts
 from reverie.sampling.registry import load_all
 
 
-def run_inspect(path: Path, variant: str | None, as_json: bool) -> None:
-    """Print what `path` is."""
-    parts = load_parts(path, variant)
-    report = describe(parts, path)
+def report(path: Path, variant: str | None) -> dict[str, Any]:
+    """What `path` is, as JSON; hashes its weights, which takes seconds for a large file."""
+    return describe(load_parts(path, variant), path)
+
+
+def show(report: dict[str, Any], as_json: bool) -> None:
+    """Print a report as a table or as JSON."""
     if as_json:
         console.print_json(report)
         return
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for key in ("path", "family", "layout", "prediction"):
-        table.add_row(key, str(report[key]))
-    for name, part in report["parts"].items():
-        table.add_row(name, f"{part['parameters']:,} parameters, {part['precision']}")
-    draws = report["defaults"]
-    table.add_row("draws", ", ".join(f"{k} {v}" for k, v in draws.items() if v is not None))
-    table.add_row("sha256", report["sha256"])
-    table.add_row("short hash", report["sha256"][:10])
-    for claim, why in report["evidence"]:
-        table.add_row("because", f"{claim}: {why}")
-    console.out.print(table)
+    rows = [(key, str(report[key])) for key in ("path", "family", "layout", "prediction")]
+    parts = report["parts"].items()
+    rows += [(name, f"{part['parameters']:,} parameters, {part['precision']}") for name, part in parts]
+    rows += [("draws", ", ".join(f"{k} {v}" for k, v in report["defaults"].items() if v is not None))]
+    rows += [("sha256", report["sha256"]), ("short hash", report["sha256"][:10])]
+    rows += [("because", f"{claim}: {why}") for claim, why in report["evidence"]]
+    for key, value in rows:  # one line each, never wrapped: it is grepped and copied
+        console.out.print(f"{key:<14}{value}", markup=False)
 
 
 def describe(parts: Parts, path: Path) -> dict[str, Any]:
@@ -69,7 +68,7 @@ def _precision(counts: Counter[str]) -> str:
 def run_samplers(as_json: bool) -> None:
     """Print the tables of samplers and spacings."""
     samplers = load_all()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": name, "order": entry.order, "evaluations": entry.evaluations(20), "stochastic": entry.stochastic,
             "source": entry.source, "aliases": samplers.aliases(name),

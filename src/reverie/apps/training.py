@@ -14,7 +14,7 @@ from reverie.train.methods import AutoencoderMethod, DiffusionMethod
 SMOOTHING = 0.98  # of the numbers shown; the log has every step as it was
 
 
-def run_training(kind: Literal["autoencoder", "diffusion"], config: Path, device: str) -> None:
+def run_training(kind: Literal["autoencoder", "diffusion"], config: Path, device: str, until: int | None) -> None:
     """Train, showing the loss, pictures a second and the time that remains. Starts where a stopped run ended."""
     method: AutoencoderMethod | DiffusionMethod
     if kind == "autoencoder":
@@ -41,5 +41,5 @@ def run_training(kind: Literal["autoencoder", "diffusion"], config: Path, device
             words = (f"{k} {v:.4g}" for k, v in shown.items() if k not in {"seconds", "learning_rate", "gradient_norm"})
             progress.update(task, completed=step, description=f"{kind}: {', '.join(words)}")
 
-        trainer.run(report)
+        trainer.run(report, until)
     console.out.print(f"written to {loop.out / 'export'}", markup=False)

@@ -1,4 +1,4 @@
-"""Strict loading: a module built on the meta device takes its tensors from the mapped file, or one error says why not."""
+"""Strict loading: a module built on the meta device takes its tensors from the file, or one error says why not."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -21,10 +21,14 @@ def build(make: Callable[[], M], tensors: Mapping[str, Tensor], where: str) -> M
         where: for error messages, for example `"the U-Net in model.safetensors"`.
 
     Raises:
-        CheckpointError: missing, unexpected or wrongly shaped tensors.
+        CheckpointError: missing, unexpected or wrongly shaped tensors; a config of impossible values.
     """
-    with torch.device("meta"):
-        module = make()
+    try:
+        with torch.device("meta"):
+            module = make()
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{where} has a config that describes no network: {reason}") from None
     expected = {name: t.shape for name, t in module.state_dict().items()}
     missing = [name for name in expected if name not in tensors]
     unexpected = [name for name in tensors if name not in expected]

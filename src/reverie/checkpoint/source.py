@@ -102,7 +102,10 @@ def open_weights(path: Path) -> WeightFile:
         file.seek(8)
         tensors, metadata = _parse_header(path, file.read(length))
         _check_layout(path, tensors, size - 8 - length)
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        try:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        except OSError as error:  # a file larger than memory and swap, where the system does not overcommit
+            raise CheckpointError(f"cannot map {path} ({size:,} bytes): {error.strerror}") from None
     return WeightFile(path, tensors, metadata, 8 + length, mapped)
 
 
@@ -121,7 +124,7 @@ def open_sharded(index: Path) -> list[WeightFile]:
         raise CheckpointError(f"{index} is not an index of shards: no table `weight_map` in it") from None
     shards = {}
     for shard in sorted(set(names.values())):
-        if Path(shard).name != shard:
+        if Path(shard).name != shard or not shard.isprintable():
             raise CheckpointError(f"{index} names {shard!r}; shards must be files of the same folder")
         shards[shard] = open_weights(index.parent / shard)
     for tensor, shard in names.items():
@@ -214,7 +217,8 @@ def _check_layout(path: Path, tensors: Mapping[str, TensorInfo], size: int) -> N
         position = info.end
     if position > size:
         raise CheckpointError(
-            f"{path} is cut short: its header promises {position:,} bytes of data, {size:,} are there; download it again"
+            f"{path} is cut short: its header promises {position:,} bytes of data but {size:,} are there; "
+            "download it again"
         )
     if position < size:
         raise CheckpointError(f"{path} has {size - position:,} bytes after its last tensor; it is damaged")

@@ -5,9 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# torch.Generator takes 64 bits; 2**32 is what AUTOMATIC1111 and ComfyUI users exchange as seeds.
-MAX_SEED = 2**64 - 1
-
 
 class SeededNoise:
     """Standard normal noise for a batch, row i from a generator of its own seeded with `seeds[i]`.
@@ -22,5 +19,6 @@ class SeededNoise:
         self._generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
     def __call__(self) -> Tensor:
+        """The next `(B, *shape)`."""
         rows = [torch.randn(self.shape, generator=g, dtype=torch.float32) for g in self._generators]
         return torch.stack(rows).to(self.device)

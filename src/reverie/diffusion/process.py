@@ -27,7 +27,7 @@ def linear_betas(steps: int, start: float, end: float) -> Tensor:
 
 
 def scaled_linear_betas(steps: int, start: float, end: float) -> Tensor:
-    """`sqrt(beta_t)` equally spaced (CompVis latent diffusion, the schedule of Stable Diffusion). `(steps,)` float64."""
+    """`sqrt(beta_t)` equally spaced (CompVis, the schedule of Stable Diffusion). Returns `(steps,)` float64."""
     return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
 
 
@@ -105,7 +105,8 @@ class Process:
     @cached_property
     def alphas_cumprod(self) -> Tensor:
         """ᾱ_t, `(T,)` float64, never quite zero (see `ZERO_SNR_FLOOR`)."""
-        return torch.cumprod(1 - self.betas, 0).clamp(min=ZERO_SNR_FLOOR)
+        product = torch.cumprod(1 - self.betas, 0)
+        return product.where(product > 0, ZERO_SNR_FLOOR)  # a cosine schedule's last, 2e-9, is below and stays
 
     @cached_property
     def sigmas(self) -> Tensor:

@@ -40,7 +40,10 @@ SigmaRule = Callable[[int, float, float], Tensor]
 
 def linspace(n: int, total: int, rules: SpacingRules) -> Tensor:
     """`n` timesteps from T-1 to 0, both ends included. Returns `(n,)` float64, descending."""
-    t = torch.linspace(0, total - 1, n + rules.extra_point, dtype=torch.float64).flip(0)[:n]
+    points = n + rules.extra_point
+    # k * step as NumPy has it, not torch.linspace: 499.5 must not come out as 499.49999 where it is rounded next
+    t = torch.arange(points, dtype=torch.float64) * ((total - 1) / max(points - 1, 1))
+    t = t.clamp(max=total - 1).flip(0)[:n]
     return t.round() if rules.whole_timesteps else t
 
 

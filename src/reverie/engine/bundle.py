@@ -2,17 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import nn
 
-import reverie
 from reverie.diffusion.parameterisation import PARAMETERISATIONS
 from reverie.engine.request import Request
 from reverie.errors import CheckpointError, RequestError
 from reverie.families.base import Parts
 from reverie.families.detect import load_parts
+
+if TYPE_CHECKING:
+    from reverie.engine.generate import Result
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -44,7 +46,8 @@ class Model:
         """
         if name not in self._ready:
             for key, p in module.named_parameters():
-                if not torch.isfinite(p.sum(dtype=torch.float32)) and not torch.isfinite(p).all():
+                total = p.float().sum() if p.element_size() == 1 else p.sum(dtype=torch.float32)
+                if not torch.isfinite(total) and not torch.isfinite(p.float()).all():
                     raise CheckpointError(
                         f"{self.source}: tensor {key} of {name} has NaN or infinite numbers; the file is damaged"
                     )
@@ -53,8 +56,8 @@ class Model:
         return module
 
     def generate(
-        self, prompt: str = "", *, progress: "Callable[[int, int], None] | None" = None, **fields: Any
-    ) -> "reverie.Result":
+        self, prompt: str = "", *, progress: Callable[[int, int], None] | None = None, **fields: Any
+    ) -> "Result":
         """Draw.
 
         Args:
@@ -68,7 +71,7 @@ class Model:
         """
         return self.draw(Request.of(prompt=prompt, **fields), progress=progress)
 
-    def draw(self, request: Request, *, progress: "Callable[[int, int], None] | None" = None) -> "reverie.Result":
+    def draw(self, request: Request, *, progress: Callable[[int, int], None] | None = None) -> "Result":
         """As `generate`, from a ready request."""
         from reverie.engine.generate import generate
 

@@ -3,10 +3,10 @@
 import math
 import secrets
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL.Image import Image
@@ -15,14 +15,16 @@ from torch import Tensor
 from reverie.diffusion.noise import SeededNoise
 from reverie.diffusion.spacing import SPACINGS, TIMESTEP_SPACINGS, SpacingRules, space
 from reverie.engine import latents as latent_space
-from reverie.engine.bundle import Model
-from reverie.engine.request import Request
+from reverie.engine.request import MAX_SEED, Request
 from reverie.errors import GenerationError, RequestError
 from reverie.families.base import preconditioned
 from reverie.sampling.guidance import classifier_free
 from reverie.sampling.registry import Sampler, load_all
 from reverie.sampling.wrappers import checked, watched
 from reverie.types import Cond
+
+if TYPE_CHECKING:
+    from reverie.engine.bundle import Model
 
 Progress = Callable[[int, int], None]
 
@@ -63,7 +65,7 @@ class Plan:
     told: Callable[[float], float]
 
 
-def resolve(model: Model, request: Request) -> Request:
+def resolve(model: "Model", request: Request) -> Request:
     """Fill every None from the model's defaults, and names by their canonical form.
 
     Raises:
@@ -81,6 +83,8 @@ def resolve(model: Model, request: Request) -> Request:
     if request.seed is None:
         chosen["seed"] = secrets.randbelow(2**32)
     full = request.model_copy(update=chosen)
+    if (full.seed or 0) + full.count - 1 > MAX_SEED:
+        raise RequestError(f"seed {full.seed} with count {full.count} goes beyond {MAX_SEED}, the largest seed")
     latent_space.check_size(parts, full.width or 0, full.height or 0)
     if full.eta is not None and "eta" not in samplers[chosen["sampler"]].options:
         raise RequestError(f"sampler {chosen['sampler']} has no eta; ddim and euler_a have")
@@ -92,7 +96,7 @@ def resolve(model: Model, request: Request) -> Request:
     return full
 
 
-def plan(model: Model, request: Request) -> Plan:
+def plan(model: "Model", request: Request) -> Plan:
     """Choose sampler, sigmas and options for a resolved request."""
     parts, defaults = model.parts, model.parts.defaults
     assert request.sampler and request.spacing and request.steps
@@ -119,35 +123,41 @@ def plan(model: Model, request: Request) -> Plan:
     return Plan(request, sampler, sigmas, options, base, _rounding(sampler, request.spacing))
 
 
-def generate(model: Model, request: Request, *, progress: Progress | None = None) -> Result:
+def generate(model: "Model", request: Request, *, progress: Progress | None = None) -> Result:
     """Draw `request` with `model`; see `Model.generate`."""
     request = resolve(model, request)
-    todo = plan(model, request)
-    steps_done, total = (
-        0,
-        todo.sampler.evaluations(request.steps or 1) * -(-request.count // request.batch_size),
-    )
+    results = list(batches(model, request, progress=progress))
+    pixels, latents = torch.cat([r.pixels for r in results]), torch.cat([r.latents for r in results])
+    return Result(pixels, latents, request, results[0].model)
 
-    def tell(sigma: float, x0: Tensor) -> None:
-        nonlocal steps_done
-        steps_done += 1
-        if progress:
-            progress(steps_done, total)
 
-    conditions = encode(model, [request.prompt, request.negative_prompt], request.clip_skip)
-    drawn, pixels = [], []
-    for first in range(0, request.count, request.batch_size):
-        seeds = [(request.seed or 0) + i for i in range(first, min(first + request.batch_size, request.count))]
-        latents = sample(model, todo, conditions, seeds, tell)
-        drawn.append(latents.cpu())
-        pixels.append(finish(model, latents, request.upscaler))
+def batches(model: "Model", request: Request, *, progress: Progress | None = None) -> Iterator[Result]:
+    """As `generate`, handing over each batch as soon as it is drawn, with the request that draws it alone."""
     from reverie.engine.image import fingerprint
 
-    return Result(torch.cat(pixels), torch.cat(drawn), request, fingerprint(model))
+    request = resolve(model, request)
+    todo = plan(model, request)
+    seed, size = request.seed or 0, request.batch_size
+    firsts = range(0, request.count, size)
+    done, total = 0, todo.sampler.evaluations(request.steps or 1) * len(firsts)
+
+    def tell(sigma: float, x0: Tensor) -> None:
+        nonlocal done
+        done += 1
+        if progress:
+            progress(done, total)
+
+    conditions = encode(model, [request.prompt, request.negative_prompt], request.clip_skip)
+    for first in firsts:
+        count = min(size, request.count - first)
+        latents = sample(model, todo, conditions, [seed + first + i for i in range(count)], tell)
+        pixels = finish(model, latents, request.upscaler)
+        own = request.model_copy(update={"seed": seed + first, "count": count})
+        yield Result(pixels, latents.cpu(), own, fingerprint(model))
 
 
 @torch.no_grad()
-def encode(model: Model, prompts: list[str], clip_skip: int) -> Tensor:
+def encode(model: "Model", prompts: list[str], clip_skip: int) -> Tensor:
     """Prompts -> `(len(prompts), L, D)`. Words that do not fit are named in a warning, never lost in silence."""
     encoded = [model.parts.tokenizer(prompt) for prompt in prompts]
     for one in encoded:
@@ -162,14 +172,12 @@ def encode(model: Model, prompts: list[str], clip_skip: int) -> Tensor:
 
 @torch.no_grad()
 def sample(
-    model: Model, todo: Plan, conditions: Tensor, seeds: list[int], tell: Callable[[float, Tensor], None]
+    model: "Model", todo: Plan, conditions: Tensor, seeds: list[int], tell: Callable[[float, Tensor], None]
 ) -> Tensor:
     """The latents of one batch, `(len(seeds), C, h, w)` float32 on the model's device."""
     parts, request = model.parts, todo.request
     unet = model.ready("unet", parts.unet)
-    predict = preconditioned(
-        unet, parts.process, parts.parameterisation, model.dtype, told=todo.told
-    )
+    predict = preconditioned(unet, parts.process, parts.parameterisation, model.dtype, told=todo.told)
     batch, factor = len(seeds), parts.vae.config.factor
     positive, negative = (Cond(c.expand(batch, -1, -1)) for c in conditions[:, None])
     denoise = classifier_free(predict, positive, negative, request.guidance_scale or 0.0)
@@ -189,7 +197,7 @@ def sample(
 
 
 @torch.no_grad()
-def finish(model: Model, latents: Tensor, upscaler: str | None) -> Tensor:
+def finish(model: "Model", latents: Tensor, upscaler: str | None) -> Tensor:
     """Latents -> pixels `(B, H, W, 3)` float32 on the CPU, upscaled where asked."""
     vae = model.ready("vae", model.parts.vae)
     pixels = latent_space.decode(vae, latents, model.dtype)

@@ -1,4 +1,4 @@
-"""Pictures as files: rounding, what a PNG carries about its making, reading it back, saving without half-written files."""
+"""Pictures as files: rounding, what a PNG carries about its making, reading it back, saving whole or not at all."""
 
 import hashlib
 import json
@@ -13,11 +13,12 @@ from torch import Tensor
 
 from reverie import __version__
 from reverie.checkpoint.save import write_atomically
-from reverie.engine.bundle import Model
+from reverie.engine.bundle import Model, bundled_path
 from reverie.engine.request import Request
 from reverie.errors import RequestError
 
 KEY = "reverie"  # PNG text chunk of our own JSON
+BUNDLED_SOURCE = "bundled"  # instead of a path: the package is elsewhere on every machine
 A1111_KEY = "parameters"  # PNG text chunk that AUTOMATIC1111 writes and the ecosystem reads
 LABELS = {  # sampler names as AUTOMATIC1111 prints them
     "euler": "Euler", "euler_a": "Euler a", "heun": "Heun", "lms": "LMS", "dpmpp_2m": "DPM++ 2M",
@@ -49,13 +50,22 @@ class Picture(Image.Image):
         params.setdefault("pnginfo", text)
         super().save(fp, format, **params)
 
+    def copy(self) -> "Picture":
+        """The same picture, which still says what made it; a changed one (resized, converted) does not."""
+        return _as_picture(super().copy())
+
+
+def _as_picture(image: Image.Image) -> Picture:
+    image.__class__ = Picture
+    assert isinstance(image, Picture)
+    return image
+
 
 def _with_text(
     array: "np.ndarray[Any, np.dtype[np.uint8]]", request: Request, i: int, model: dict[str, str]
 ) -> Image.Image:
     single = request.model_copy(update={"seed": (request.seed or 0) + i, "count": 1})
-    image = Image.fromarray(array)
-    image.__class__ = Picture
+    image = _as_picture(Image.fromarray(array))
     image.info[A1111_KEY] = a1111_text(single, image.size, model)
     image.info[KEY] = json.dumps(
         {"version": __version__, "request": single.model_dump(exclude_none=True), "model": model},
@@ -140,12 +150,13 @@ def fingerprint(model: Model) -> dict[str, str]:
     files = sorted({path for paths in model.parts.identity.files.values() for path in paths})
     digest = hash_files(tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
     name = model.source.stem if model.source.is_file() else model.source.name
-    return {"name": name, "source": str(model.source), "family": model.parts.identity.family, "hash": digest}
+    source = BUNDLED_SOURCE if model.source == bundled_path() else str(model.source)
+    return {"name": name, "source": source, "family": model.parts.identity.family, "hash": digest}
 
 
 @cache
 def hash_files(files: tuple[tuple[str, int, int], ...]) -> str:
-    """SHA-256 of one file, or of the concatenated SHA-256 of several. Size and time of change are part of the cache key."""
+    """SHA-256 of one file, or of the SHA-256s of several one after another; `files` are (path, size, mtime)."""
     digests = []
     for path, _, _ in files:
         with Path(path).open("rb") as file:

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from reverie.diffusion.parameterisation import Parameterisation
 from reverie.diffusion.process import Process
-from reverie.diffusion.spacing import SpacingRules
+from reverie.diffusion.spacing import SPACINGS, SpacingRules
+from reverie.errors import CheckpointError, RequestError
 from reverie.nets.autoencoder import Autoencoder
 from reverie.nets.clip_text import ClipText
 from reverie.nets.unet import UNet
+from reverie.sampling.registry import load_all
 from reverie.text.tokenizer import ClipTokenizer
 from reverie.types import Cond, Predict
 
@@ -33,8 +35,32 @@ class Defaults:
     guidance_scale: float = 7.5
     width: int = 512
     height: int = 512
-    eta: float | None = None
     upscaler: str | None = None
+
+
+OWN_DEFAULTS: dict[str, tuple[type, ...]] = {
+    "sampler": (str,), "spacing": (str,), "steps": (int,), "guidance_scale": (int, float),
+    "width": (int,), "height": (int,), "upscaler": (str,),
+}  # fmt: skip
+
+
+def own_defaults(defaults: Defaults, own: object) -> Defaults:
+    """The defaults with those that a model brings in its `reverie.json`.
+
+    Raises:
+        CheckpointError: a key that is none, a value of a wrong type, an unknown sampler or spacing.
+    """
+    if not isinstance(own, dict):
+        raise CheckpointError(f"reverie.json: defaults is {own!r}; expected an object")
+    for key, value in own.items():
+        if key not in OWN_DEFAULTS or type(value) not in OWN_DEFAULTS[key]:
+            raise CheckpointError(f"reverie.json: defaults has {key!r}: {value!r}; known are {', '.join(OWN_DEFAULTS)}")
+    try:
+        load_all().name(own.get("sampler", defaults.sampler))
+        SPACINGS.name(own.get("spacing", defaults.spacing))
+    except RequestError as error:
+        raise CheckpointError(f"reverie.json: {error}") from None
+    return replace(defaults, **own)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ SD1_SCHEDULER: dict[str, Any] = {
     "timestep_spacing": "leading", "prediction_type": "epsilon",
 }  # fmt: skip
 
+MOST = 100_000  # of any number in a scheduler config; the largest that is used is 1,000 training timesteps
+
 # What each class does where its config does not say (diffusers' own constructor defaults).
 SPACING_OF_CLASS = {
     "DDIMScheduler": "leading", "DDPMScheduler": "leading", "PNDMScheduler": "leading",
@@ -65,7 +67,7 @@ def read_scheduler(json: Mapping[str, Any]) -> Schedule:
             f"scheduler_config.json: timestep_spacing is {spacing!r}, not one of {list(TIMESTEP_SPACINGS)}"
         )
     rules = SpacingRules(
-        steps_offset=int(json.get("steps_offset", 0)),
+        steps_offset=int(_number(json, "steps_offset", 0)),
         final_sigma=_final_sigma(json, name, process),
         base=spacing,
     )
@@ -74,6 +76,13 @@ def read_scheduler(json: Mapping[str, Any]) -> Schedule:
     elif json.get("use_exponential_sigmas"):
         spacing = "exponential"
     return Schedule(process, _parameterisation(json), SAMPLERS.name(name), spacing, rules)
+
+
+def _number(json: Mapping[str, Any], key: str, default: float) -> float:
+    value = json.get(key, default)
+    if type(value) not in (int, float) or not 0 <= value <= MOST:
+        raise CheckpointError(f"scheduler_config.json: {key} is {value!r}; expected a number from 0 to {MOST:,}")
+    return float(value)
 
 
 def _known_classes() -> str:
@@ -101,9 +110,9 @@ def _process(json: Mapping[str, Any]) -> Process:
             f"scheduler_config.json: beta_schedule {schedule!r} is not one of {list(NOISE_SCHEDULES)}"
         )
     betas = NOISE_SCHEDULES[schedule](
-        int(json.get("num_train_timesteps", 1000)),
-        float(json.get("beta_start", 0.0001)),
-        float(json.get("beta_end", 0.02)),
+        int(_number(json, "num_train_timesteps", 1000)),
+        _number(json, "beta_start", 0.0001),
+        _number(json, "beta_end", 0.02),
     )
     if json.get("rescale_betas_zero_snr", False):
         betas = rescale_zero_terminal_snr(betas)

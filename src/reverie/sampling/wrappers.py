@@ -31,7 +31,8 @@ def checked(denoise: Denoise) -> Denoise:
         x0 = denoise(x, sigma)
         if not torch.isfinite(x0).all():
             raise GenerationError(
-                f"the network's answer at sigma {sigma:.4g} is not finite; try precision float32 or a lower guidance scale"
+                f"the network's answer at sigma {sigma:.4g} is not finite; "
+                "try precision float32 or a lower guidance scale"
             )
         return x0
 

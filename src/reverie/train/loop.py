@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -9,20 +10,26 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from reverie.checkpoint.save import write_atomically
+from reverie.checkpoint.source import open_weights
 from reverie.errors import ConfigError, GenerationError
 from reverie.train.config import LoopConfig
 from reverie.train.ema import Ema
 
+LOG = "log.jsonl"
 Report = Callable[[int, dict[str, float]], None]
 
 
 class Method(Protocol):
     """What is learned and how wrong it is."""
 
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module:
+        """All that is learned."""
+        ...
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """The loss of micro-batch number `step`, and other numbers worth watching."""
@@ -58,7 +65,7 @@ class Trainer:
     def run(self, report: Report, until: int | None = None) -> None:
         """Train to the last step (or to step `until`), then export the averaged weights."""
         last = min(until or self.config.steps, self.config.steps)
-        with (self.config.out / "log.jsonl").open("a", encoding="utf-8") as log:
+        with (self.config.out / LOG).open("a", encoding="utf-8") as log:
             while self.step < last:
                 started = time.perf_counter()
                 numbers = self._one_step()
@@ -104,18 +111,25 @@ class Trainer:
         temporary.replace(self._checkpoint)
 
     def _resume(self) -> None:
-        from safetensors import safe_open
-
-        with safe_open(self._checkpoint, "pt") as file:
-            self.step = int(file.metadata()["step"])
-        tensors = load_file(self._checkpoint)
+        file = open_weights(self._checkpoint)
+        tensors = {name: file.tensor(name).clone() for name in file.tensors}
         try:
+            self.step = int(file.metadata["step"])
             self.method.network.load_state_dict(_under("network.", tensors))
-            self.ema.shadow = _under("ema.", tensors)
+            averages = _under("ema.", tensors)
+            self.ema.shadow = {name: averages[name].to(p.device) for name, p in self.ema.shadow.items()}
             self._load_optimiser(_under("optimiser.", tensors))
         except (RuntimeError, KeyError, ValueError) as error:
             hint = "the configuration has changed since; choose another loop.out or remove the file"
             raise ConfigError(f"{self._checkpoint} does not fit: {str(error).splitlines()[0]}; {hint}") from None
+        self._forget_later_lines()
+
+    def _forget_later_lines(self) -> None:
+        """A run that died between checkpoints logged steps that will be taken again."""
+        log = self.config.out / LOG
+        if log.exists():
+            lines = [line for line in log.read_text(encoding="utf-8").splitlines() if _step(line) <= self.step]
+            write_atomically(log, lambda p: p.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
 
     def _load_optimiser(self, tensors: dict[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}
@@ -124,6 +138,14 @@ class Trainer:
             state.setdefault(int(index), {})[key] = value
         full = self.optimiser.state_dict()
         self.optimiser.load_state_dict({"state": state, "param_groups": full["param_groups"]})
+
+
+def _step(line: str) -> int:
+    """The step of a line of the log; a line cut short by a crash counts as later than all."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return sys.maxsize
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 Only what changes the network is read. A value that would need a network we do not have is an error, not ignored.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from reverie.nets.clip_text import ClipTextConfig
 from reverie.nets.unet import UNetConfig
 
 Json = Mapping[str, Any]
+MOST = 1_000_000  # of anything that is counted: far above every published model, far below a build that never ends
+LEVELS, LAYERS = 16, 200
 DOWN, UP = ("DownBlock2D", "CrossAttnDownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
 
 
@@ -22,8 +25,8 @@ def unet_config(json: Json) -> UNetConfig:
         CheckpointError: a feature that Stable Diffusion 1 does not have.
     """
     default_down = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
-    blocks = json.get("down_block_types", default_down)
-    ups = json.get("up_block_types", ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
+    blocks = _names(json, "down_block_types", default_down)
+    ups = _names(json, "up_block_types", ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3)
     _require(
         json,
         "unet",
@@ -47,19 +50,20 @@ def unet_config(json: Json) -> UNetConfig:
     attention = tuple(_one_of(block, DOWN, "down_block_types") for block in blocks)
     if tuple(_one_of(block, UP, "up_block_types") for block in ups) != attention[::-1]:
         raise CheckpointError(f"unet/config.json: up_block_types {ups} do not mirror down_block_types {blocks}")
-    widths = tuple(json.get("block_out_channels", (320, 640, 1280, 1280)))
+    widths = _counts(json, "block_out_channels", (320, 640, 1280, 1280))
     # diffusers calls the number of heads `attention_head_dim` for this family (its issue 2011).
-    heads = json.get("num_attention_heads") or json.get("attention_head_dim", 8)
+    key = "num_attention_heads" if json.get("num_attention_heads") else "attention_head_dim"
+    heads = _counts(json, key, (8,)) if isinstance(json.get(key), list) else (_count(json, key, 8),) * len(widths)
     return UNetConfig(
-        in_channels=json.get("in_channels", 4),
-        out_channels=json.get("out_channels", 4),
+        in_channels=_count(json, "in_channels", 4),
+        out_channels=_count(json, "out_channels", 4),
         block_out_channels=widths,
         attention=attention,
-        heads=tuple(heads) if isinstance(heads, list | tuple) else (heads,) * len(widths),
-        layers_per_block=json.get("layers_per_block", 2),
-        context_width=json.get("cross_attention_dim", 1280),
-        groups=json.get("norm_num_groups", 32),
-        linear_projection=json.get("use_linear_projection", False),
+        heads=heads,
+        layers_per_block=_few(json, "layers_per_block", 2),
+        context_width=_count(json, "cross_attention_dim", 1280),
+        groups=_count(json, "norm_num_groups", 32),
+        linear_projection=bool(json.get("use_linear_projection", False)),
     )
 
 
@@ -97,15 +101,15 @@ def vae_config(json: Json) -> AutoencoderConfig:
     _require(json, "vae", mid_block_add_attention=True)
     for kind in ("down", "up"):
         expected = f"{kind.capitalize()}{'En' if kind == 'down' else 'De'}coderBlock2D"
-        for block in json.get(f"{kind}_block_types", []):
+        for block in _names(json, f"{kind}_block_types", []):
             _one_of(block, (expected,), f"vae {kind}_block_types")
     return AutoencoderConfig(
-        in_channels=json.get("in_channels", 3),
-        latent_channels=json.get("latent_channels", 4),
-        block_out_channels=tuple(json.get("block_out_channels", (64,))),
-        layers_per_block=json.get("layers_per_block", 1),
-        groups=json.get("norm_num_groups", 32),
-        scaling_factor=json.get("scaling_factor", 0.18215),
+        in_channels=_count(json, "in_channels", 3),
+        latent_channels=_count(json, "latent_channels", 4),
+        block_out_channels=_counts(json, "block_out_channels", (64,)),
+        layers_per_block=_few(json, "layers_per_block", 1),
+        groups=_count(json, "norm_num_groups", 32),
+        scaling_factor=_number(json, "scaling_factor", 0.18215),
     )
 
 
@@ -130,16 +134,16 @@ def vae_json(config: AutoencoderConfig) -> dict[str, Any]:
 def text_config(json: Json) -> ClipTextConfig:
     """From `text_encoder/config.json` (class CLIPTextModel); transformers' defaults where a key is absent."""
     return ClipTextConfig(
-        vocab_size=json.get("vocab_size", 49408),
-        width=json.get("hidden_size", 512),
-        inner_width=json.get("intermediate_size", 2048),
-        layers=json.get("num_hidden_layers", 12),
-        heads=json.get("num_attention_heads", 8),
-        positions=json.get("max_position_embeddings", 77),
+        vocab_size=_count(json, "vocab_size", 49408),
+        width=_count(json, "hidden_size", 512),
+        inner_width=_count(json, "intermediate_size", 2048),
+        layers=_few(json, "num_hidden_layers", 12),
+        heads=_count(json, "num_attention_heads", 8),
+        positions=_count(json, "max_position_embeddings", 77),
         activation=("quick_gelu", "gelu")[
             _one_of(json.get("hidden_act", "quick_gelu"), ("quick_gelu", "gelu"), "hidden_act")
         ],
-        eps=json.get("layer_norm_eps", 1e-5),
+        eps=_number(json, "layer_norm_eps", 1e-5),
     )
 
 
@@ -162,6 +166,41 @@ def text_json(config: ClipTextConfig) -> dict[str, Any]:
         "projection_dim": config.width,
         "vocab_size": config.vocab_size,
     }
+
+
+def _count(json: Json, key: str, default: int) -> int:
+    """A number of channels, layers, heads: whole and positive."""
+    return _counts({key: [json.get(key, default)]}, key, ())[0]
+
+
+def _few(json: Json, key: str, default: int) -> int:
+    """A number of modules to build."""
+    count = _count(json, key, default)
+    if count > LAYERS:
+        raise CheckpointError(f"config.json: {key} is {count}; expected at most {LAYERS}")
+    return count
+
+
+def _counts(json: Json, key: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    values = json.get(key, default)
+    fits = isinstance(values, list | tuple) and all(type(v) is int and 0 < v <= MOST for v in values)
+    if not fits or len(values) > LEVELS:
+        raise CheckpointError(f"config.json: {key} is {values!r}; expected whole numbers from 1 to {MOST:,}")
+    return tuple(values)
+
+
+def _number(json: Json, key: str, default: float) -> float:
+    value = json.get(key, default)
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise CheckpointError(f"config.json: {key} is {value!r}; expected a positive number")
+    return float(value)
+
+
+def _names(json: Json, key: str, default: list[str]) -> list[str]:
+    values = json.get(key, default)
+    if not isinstance(values, list) or len(values) > LEVELS:
+        raise CheckpointError(f"config.json: {key} is {values!r}; expected the name of a block for every level")
+    return values
 
 
 def _require(json: Json, part: str, **expected: object) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 from reverie.checkpoint.source import WeightFile, open_weights
 from reverie.errors import CheckpointError
-from reverie.families.base import Defaults, Identity, Parts
+from reverie.families.base import Defaults, Identity, Parts, own_defaults
 from reverie.families.scheduler import SD1_SCHEDULER, read_scheduler
 from reverie.families.sd1 import folder as layout
 from reverie.families.sd1 import names, single
@@ -87,7 +87,7 @@ def _parts(
         identity=Identity(NAME, found[0], schedule.parameterisation.name, found[1], found[2]),
         tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, vae=vae,
         process=schedule.process, parameterisation=schedule.parameterisation,
-        defaults=Defaults(**{**vars(defaults), **own.get("defaults", {})}),
+        defaults=own_defaults(defaults, own.get("defaults", {})),
     )  # fmt: skip
 
 

@@ -73,6 +73,7 @@ def _candidates(folder: Path, stem: str, variant: str | None) -> list[str]:
         return names(f".{variant}")
     only = {p.name.split(".")[1] for p in folder.glob(f"{stem}.*.safetensors")}
     only = {v for v in only if "-of-" not in v}
+    only |= {p.name.split(".")[-2] for p in folder.glob(f"{stem}.safetensors.index.*.json")}
     return names("") + (names(f".{only.pop()}") if len(only) == 1 else [])
 
 
@@ -117,16 +118,22 @@ def save_part(
     write_weights(folder / f"{STEMS[part]}.safetensors", weights)
 
 
-def save_rest(folder: Path, tokenizer: Path, scheduler: dict[str, Any], defaults: dict[str, Any]) -> None:
+def save_rest(
+    folder: Path, tokenizer: Path, scheduler: dict[str, Any], defaults: dict[str, Any], max_length: int | None = None
+) -> None:
     """The tokenizer's files, the scheduler's config and `model_index.json`.
 
     Args:
-        defaults: what Reverie draws with where a request does not say (`reverie` in `model_index.json`).
+        defaults: what Reverie draws with where a request does not say (`reverie.json`).
+        max_length: ids of a prompt, where it is not what the tokenizer's own settings say.
     """
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
     for file in tokenizer.iterdir():
         if file.suffix in {".json", ".txt"}:
             shutil.copyfile(file, folder / "tokenizer" / file.name)
+    if max_length:
+        settings = folder / "tokenizer" / "tokenizer_config.json"
+        write_json(settings, read_json(settings) | {"model_max_length": max_length})
     (folder / "scheduler").mkdir(exist_ok=True)
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index: dict[str, Any] = {

@@ -32,7 +32,7 @@ def pndm(
 ) -> Tensor:
     """DDIM steps along a direction extrapolated from up to four answers; the first step is done twice, as Heun's.
 
-    The weights assume equal steps in time; on others the order falls to 1.
+    The weights assume equal steps: order 2 where sigma is smooth in the step number (every spacing), else 1.
 
     Args:
         stride: land this many timesteps below instead of at the next visited sigma, as diffusers does.

@@ -1,0 +1,53 @@
+"""What every benchmark shares: run things in turn, take medians, say where and with what."""
+
+import json
+import platform
+import statistics
+import subprocess
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "pydantic", "typer")
+
+
+def in_turn(subjects: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, dict[str, float]]:
+    """Call each subject once a round, in turn; each returns its own figure. Median and spread (min, max)."""
+    figures: dict[str, list[float]] = {name: [] for name in subjects}
+    for _ in range(rounds):
+        for name, subject in subjects.items():
+            figures[name].append(subject())
+    return {
+        name: {"median": statistics.median(values), "min": min(values), "max": max(values), "rounds": rounds}
+        for name, values in figures.items()
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Processor, versions, commit."""
+    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    flags = next((line for line in _cpuinfo() if line.startswith("flags")), "")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "cpu": cpu,
+        "instructions": [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {name}" in flags],
+        "cores": len([line for line in _cpuinfo() if line.startswith("processor")]),
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "commit": commit.stdout.strip(),
+    }
+
+
+def write(name: str, figures: dict[str, Any]) -> None:
+    """Print the figures and keep them in `bench/results`."""
+    RESULTS.mkdir(exist_ok=True)
+    text = json.dumps({"figures": figures, "machine": machine()}, indent=2)
+    (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
