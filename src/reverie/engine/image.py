@@ -66,7 +66,7 @@ def _with_text(
 ) -> Image.Image:
     single = request.model_copy(update={"seed": (request.seed or 0) + i, "count": 1})
     image = _as_picture(Image.fromarray(array))
-    image.info[A1111_KEY] = a1111_text(single, image.size, model)
+    image.info[A1111_KEY] = a1111_text(single, model)
     image.info[KEY] = json.dumps(
         {"version": __version__, "request": single.model_dump(exclude_none=True), "model": model},
         ensure_ascii=False,
@@ -74,7 +74,7 @@ def _with_text(
     return image
 
 
-def a1111_text(request: Request, size: tuple[int, int], model: dict[str, str]) -> str:
+def a1111_text(request: Request, model: dict[str, str]) -> str:
     """The `parameters` text of AUTOMATIC1111's web UI."""
     sampler, spacing = request.sampler or "", request.spacing or ""
     entries: dict[str, object] = {
