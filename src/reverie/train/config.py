@@ -31,6 +31,7 @@ class LoopConfig(Section):
     """The loop.
 
     Attributes:
+        start: the checkpoint of another run, whose averaged weights this one begins with.
         batch: pictures a step and accumulation.
         accumulate: micro-batches whose gradients are added before a step.
         warmup: steps over which the learning rate rises; then it falls along a cosine to zero.
@@ -38,6 +39,7 @@ class LoopConfig(Section):
     """
 
     out: Path
+    start: Path | None = None
     steps: int = Field(gt=0)
     batch: int = Field(gt=0)
     accumulate: int = Field(1, gt=0)

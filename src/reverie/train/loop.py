@@ -61,6 +61,8 @@ class Trainer:
         self._checkpoint = config.out / "checkpoint.safetensors"
         if self._checkpoint.exists():
             self._resume()
+        elif config.start:
+            self._begin_with(config.start)
 
     def run(self, report: Report, until: int | None = None) -> None:
         """Train to the last step (or to step `until`), then export the averaged weights."""
@@ -109,6 +111,16 @@ class Trainer:
         temporary = self._checkpoint.with_suffix(".partial")
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(self.step)})
         temporary.replace(self._checkpoint)
+
+    def _begin_with(self, checkpoint: Path) -> None:
+        """The averaged weights of another run; its optimiser and step are left behind."""
+        file = open_weights(checkpoint)
+        averages = _under("ema.", {name: file.tensor(name).clone() for name in file.tensors})
+        try:
+            self.method.network.load_state_dict(averages)
+        except RuntimeError as error:
+            raise ConfigError(f"loop.start {checkpoint} does not fit: {str(error).splitlines()[0]}") from None
+        self.ema = Ema(self.method.network, self.config.ema)
 
     def _resume(self) -> None:
         file = open_weights(self._checkpoint)
