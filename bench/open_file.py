@@ -67,6 +67,6 @@ if __name__ == "__main__":
                 "open and use, seconds": lambda: measure(file, "use", 0),
                 "open and use, peak memory over file size": lambda: measure(file, "use", 1) / size,
             },
-            rounds=5,
+            rounds=3,
         )
         write("open_file", {"file bytes": size, **figures})

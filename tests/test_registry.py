@@ -62,6 +62,6 @@ def test_adding_again_under_the_same_name_replaces() -> None:
 
 def test_it_iterates_in_order_and_lists_aliases() -> None:
     assert list(table()) == ["dpmpp_2m", "euler_a", "heun"]
-    assert table().aliases("dpmpp_2m") == ["dpm++_2m", "dpmsolvermultistepscheduler"]
+    assert table().aliases("dpmpp_2m") == ["DPM++ 2M", "DPMSolverMultistepScheduler"]
     assert table().aliases("heun") == []
     assert 3 not in table()

@@ -25,12 +25,14 @@ class Registry(Generic[T]):
         self.kind = kind
         self._entries: dict[str, T] = {}
         self._names: dict[str, str] = {}
+        self._spelled: dict[str, str] = {}
 
     def add(self, name: str, entry: T, aliases: tuple[str, ...] = ()) -> None:
         """Register `entry`; a name or alias that is already taken by another entry is a programming error."""
         for alias in (name, *aliases):
             if self._names.setdefault(normalise(alias), name) != name:
                 raise ValueError(f"{self.kind} name {alias!r} is taken by {self._names[normalise(alias)]!r}")
+            self._spelled.setdefault(normalise(alias), alias)
         self._entries[name] = entry
 
     def name(self, alias: str) -> str:
@@ -57,8 +59,9 @@ class Registry(Generic[T]):
         return len(self._entries)
 
     def aliases(self, name: str) -> list[str]:
-        """All other names of the entry `name`, sorted."""
-        return sorted(alias for alias, owner in self._names.items() if owner == name and alias != normalise(name))
+        """All other names of the entry `name` as they were registered, sorted."""
+        others = (alias for alias, owner in self._names.items() if owner == name and alias != normalise(name))
+        return sorted((self._spelled[alias] for alias in others), key=str.lower)
 
     def _hint(self, alias: str) -> str:
         near = difflib.get_close_matches(normalise(alias), self._names, n=1, cutoff=0.5)

@@ -4,8 +4,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from reverie.apps import console
 from reverie.diffusion.spacing import SPACINGS
 from reverie.engine.image import hash_files
@@ -78,14 +76,11 @@ def run_samplers(as_json: bool) -> None:
     if as_json:
         console.print_json({"samplers": rows, "spacings": {name: SPACINGS.aliases(name) for name in SPACINGS}})
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("sampler", "order", "evaluations for 20 steps", "aliases", "source"):
-        table.add_column(title)
     for row in rows:
-        order = "stochastic" if row["stochastic"] else str(row["order"])
-        table.add_row(str(row["name"]), order, str(row["evaluations"]), ", ".join(row["aliases"]), str(row["source"]))
-    console.out.print(table)
-    console.out.print()
+        order = "stochastic" if row["stochastic"] else f"order {row['order']}"
+        console.out.print(f"{row['name']:<10}{order}, {row['evaluations']} evaluations for 20 steps", markup=False)
+        console.out.print(f"{'':<10}{row['source']}", markup=False)
+        console.out.print(f"{'':<10}also {', '.join(row['aliases'])}", markup=False)
     for name in SPACINGS:
         aliases = ", ".join(SPACINGS.aliases(name))
-        console.out.print(f"spacing {name}{f' ({aliases})' if aliases else ''}", markup=False)
+        console.out.print(f"spacing {name}{f', also {aliases}' if aliases else ''}", markup=False)
