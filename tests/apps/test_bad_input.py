@@ -516,9 +516,10 @@ def test_interrupted_it_stops_within_a_step_and_leaves_nothing(folder: Path, out
     ready = out.parent.parent / "ready"
     # The file tells this test that drawing has begun; the run itself is the command as it is.
     code = f"""
-import pathlib, sys
+import pathlib, signal, sys
 from reverie.apps.cli import main
 from reverie.engine import generate
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit "ignore"
 encode = generate.encode
 def tell(*args):
     pathlib.Path({str(ready)!r}).touch()
