@@ -21,15 +21,18 @@ from reverie.nets.clip_text import ClipText, ClipTextConfig
 from reverie.nets.unet import UNet, UNetConfig
 
 OPEN = """
-import resource, sys, time
+import sys, time
 import reverie.engine.bundle, reverie.engine.generate
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # of this process alone; ru_maxrss would remember the parent's
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+base = peak()
 start = time.perf_counter()
 model = reverie.engine.bundle.load(sys.argv[1], device="cpu", precision="float16")
 if sys.argv[2] == "use":
     for name, module in model.parts.modules().items():
         model.ready(name, module)
-print(time.perf_counter() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) * 1024)
+print(time.perf_counter() - start, peak() - base)
 """
 
 
