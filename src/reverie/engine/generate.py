@@ -132,10 +132,9 @@ def generate(model: "Model", request: Request, *, progress: Progress | None = No
 
 
 def batches(model: "Model", request: Request, *, progress: Progress | None = None) -> Iterator[Result]:
-    """As `generate`, handing over each batch as soon as it is drawn, with the request that draws it alone."""
+    """Draw a resolved request, handing over each batch as soon as it is drawn, with the request for it alone."""
     from reverie.engine.image import fingerprint
 
-    request = resolve(model, request)
     todo = plan(model, request)
     seed, size = request.seed or 0, request.batch_size
     firsts = range(0, request.count, size)
