@@ -49,10 +49,11 @@ def load_folder(path: Path, variant: str | None = None) -> Parts:
     kind = index.get("_class_name")
     if kind != "StableDiffusionPipeline":
         raise CheckpointError(f"{path} holds a {kind}; this version opens StableDiffusionPipeline (Stable Diffusion 1)")
+    opened = {part: layout.weight_files(path / part, part, variant) for part in layout.PARTS}
     networks = (
-        layout.load_part(path / "text_encoder", "text_encoder", variant),
-        layout.load_part(path / "unet", "unet", variant),
-        layout.load_part(path / "vae", "vae", variant),
+        layout.load_part(path / "text_encoder", "text_encoder", opened["text_encoder"]),
+        layout.load_part(path / "unet", "unet", opened["unet"]),
+        layout.load_part(path / "vae", "vae", opened["vae"]),
     )
     scheduler = layout.read_json(path / "scheduler" / "scheduler_config.json")
     own = layout.read_json(path / "reverie.json") if (path / "reverie.json").exists() else {}
@@ -62,7 +63,7 @@ def load_folder(path: Path, variant: str | None = None) -> Parts:
         ("layout diffusers folder", "model_index.json"),
         (f"prediction {prediction}", "scheduler/scheduler_config.json: prediction_type"),
     )
-    files = {part: tuple(f.path for f in layout.weight_files(path / part, part, variant)) for part in layout.PARTS}
+    files = {part: tuple(file.path for file in of_part) for part, of_part in opened.items()}
     tokenizer = ClipTokenizer.from_folder(path / "tokenizer", max_length=networks[0].config.positions)
     size = int(layout.read_json(path / "unet" / "config.json").get("sample_size") or SIZE)
     return _parts(networks, tokenizer, scheduler, own, size, ("diffusers folder", evidence, files))

@@ -88,19 +88,22 @@ def part_tensors(files: list[WeightFile], part: str) -> dict[str, Tensor]:
 
 
 @overload
-def load_part(folder: Path, part: Literal["vae"], variant: str | None = None) -> Autoencoder: ...
+def load_part(folder: Path, part: Literal["vae"], files: list[WeightFile] | None = None) -> Autoencoder: ...
 @overload
-def load_part(folder: Path, part: Literal["unet"], variant: str | None = None) -> UNet: ...
+def load_part(folder: Path, part: Literal["unet"], files: list[WeightFile] | None = None) -> UNet: ...
 @overload
-def load_part(folder: Path, part: Literal["text_encoder"], variant: str | None = None) -> ClipText: ...
-def load_part(folder: Path, part: str, variant: str | None = None) -> nn.Module:
+def load_part(folder: Path, part: Literal["text_encoder"], files: list[WeightFile] | None = None) -> ClipText: ...
+def load_part(folder: Path, part: str, files: list[WeightFile] | None = None) -> nn.Module:
     """One network from its folder, its parameters mapped from the file in the file's precision.
+
+    Args:
+        files: its weights, where `weight_files` has opened them already.
 
     Raises:
         CheckpointError: see `weight_files`, `read_json` and `reverie.checkpoint.load.build`.
     """
     config = READERS[part](read_json(folder / "config.json"))
-    tensors = part_tensors(weight_files(folder, part, variant), part)
+    tensors = part_tensors(files or weight_files(folder, part), part)
     return build(lambda: MAKERS[part](config), tensors, f"{part} in {folder}")
 
 
