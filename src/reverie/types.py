@@ -2,23 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+
+AttentionTap: TypeAlias = "Callable[[nn.Module, Tensor, Tensor | None, Callable[[], Tensor]], Tensor]"
+"""`(module, x, context, usual) -> out`: answers instead of an attention layer; `usual()` is what it would have said."""
+
+SkipTap: TypeAlias = "Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]"
+"""`(features, skip) -> (features, skip)`, before a U-Net concatenates them on the way up."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Taps:
+    """Where guidance and adapters reach into one evaluation of a network, by module path.
+
+    An argument, not a hook: two evaluations at once never meet. Without taps a network runs as it is.
+
+    Attributes:
+        attention: by path of an attention layer, for example `mid_block.attentions.0.transformer_blocks.0.attn1`.
+        bypass: paths of transformer blocks whose input passes through unchanged.
+        skips: by path of an up block.
+    """
+
+    attention: Mapping[str, AttentionTap] = field(default_factory=dict)
+    bypass: frozenset[str] = frozenset()
+    skips: Mapping[str, SkipTap] = field(default_factory=dict)
+
+    def with_(self, other: Taps) -> Taps:
+        """Both; where both tap one place, `other` does."""
+        return Taps({**self.attention, **other.attention}, self.bypass | other.bypass, {**self.skips, **other.skips})
+
+
+@dataclass(frozen=True, eq=False)
 class Cond:
     """What a network is conditioned on.
 
     Attributes:
         context: `(B, L, D)`, the encoded prompt.
+        vector: `(B, V)`, what is added to the time embedding (SDXL's pooled prompt and sizes, SD 3's pooled prompts).
+        channels: `(B, C, h, w)`, what the network sees beside `x` (inpainting, instruct-pix2pix, depth).
+        taps: how this evaluation differs inside the network.
     """
 
     context: Tensor
+    vector: Tensor | None = None
+    channels: Tensor | None = None
+    taps: Taps | None = None
 
 
 Denoise: TypeAlias = Callable[["Tensor", float], "Tensor"]
@@ -27,5 +60,6 @@ Denoise: TypeAlias = Callable[["Tensor", float], "Tensor"]
 Predict: TypeAlias = Callable[["Tensor", float, Cond], "Tensor"]
 """`(x, sigma, condition) -> x0`: one condition, before guidance."""
 
-Noise: TypeAlias = Callable[[], "Tensor"]
-"""The next standard normal sample, shaped like `x`."""
+Noise: TypeAlias = Callable[..., "Tensor"]
+"""Standard normal noise shaped like `x`: `noise()` the next sample; for samplers registered as `brownian`,
+`noise(sigma, sigma_next)`, the normalised increment of one Brownian path between two noise levels."""

@@ -1,39 +1,160 @@
 """The request: every field that decides a picture. Flags, metadata and documentation are derived from it."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reverie.errors import RequestError
 
 MAX_SEED = 2**63 - 1
+Pixels = Annotated[int, Field(ge=8, le=8192)]
+Number = float | int | bool | str
 
 
-class Request(BaseModel):
-    """What to draw. A field that is None is decided by the model's own defaults."""
+class Fields(BaseModel):
+    """A frozen group of fields; an unknown one is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+
+class Guide(Fields):
+    """One named guidance wrapper (see `reverie guides`) and its settings."""
+
+    name: str = Field(description="name of the wrapper")
+    options: dict[str, Number] = Field(default_factory=dict, description="its settings")
+
+
+class Extend(Fields):
+    """Outpainting: pixels to add on each side of `image`."""
+
+    left: int = Field(0, ge=0, le=4096, description="pixels added on the left")
+    top: int = Field(0, ge=0, le=4096, description="pixels added above")
+    right: int = Field(0, ge=0, le=4096, description="pixels added on the right")
+    bottom: int = Field(0, ge=0, le=4096, description="pixels added below")
+
+
+class Hires(Fields):
+    """The second pass of a hires fix: the picture is enlarged and drawn over."""
+
+    scale: float = Field(2.0, ge=1, le=8, description="enlargement")
+    width: Pixels | None = Field(None, description="pixels across, instead of the enlargement")
+    height: Pixels | None = Field(None, description="pixels down, instead of the enlargement")
+    upscaler: str = Field(
+        "latent", description="latent, latent_nearest, latent_bicubic..., lanczos, or an upscaler's name or file"
+    )
+    strength: float = Field(0.7, ge=0, le=1, description="how much is drawn over, 0 nothing, 1 everything")
+    steps: int | None = Field(None, ge=1, le=1000, description="steps of the second pass; as the first if absent")
+    sampler: str | None = Field(None, description="sampler of the second pass; as the first if absent")
+    spacing: str | None = Field(None, description="spacing of the second pass; as the first if absent")
+    guidance_scale: float | None = Field(None, ge=0, le=100, description="guidance scale of the second pass")
+    prompt: str | None = Field(None, description="prompt of the second pass; as the first if absent")
+    negative_prompt: str | None = Field(None, description="negative prompt of the second pass")
+
+
+class Travel(Fields):
+    """Frames on the way from this request to another prompt or seed."""
+
+    frames: int = Field(16, ge=2, le=1000, description="number of frames, both ends included")
+    prompt: str | None = Field(None, description="prompt at the end")
+    negative_prompt: str | None = Field(None, description="negative prompt at the end")
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="seed at the end")
+
+
+class Tiles(Fields):
+    """Tiled diffusion: the network sees overlapping windows of a large picture, their answers are averaged."""
+
+    size: Pixels = Field(512, description="width and height of a window, in pixels")
+    overlap: int = Field(64, ge=0, le=4096, description="pixels that neighbouring windows share")
+
+
+class Request(Fields):
+    """What to draw. A field that is None is decided by the model's own defaults, or by the preset."""
+
+    # words
     prompt: str = Field("", description="what the picture shows")
     negative_prompt: str = Field("", description="what it must not show")
-    width: int | None = Field(None, ge=8, le=8192, description="pixels drawn across (before the upscaler)")
-    height: int | None = Field(None, ge=8, le=8192, description="pixels drawn down (before the upscaler)")
-    steps: int | None = Field(None, ge=1, le=1000, description="sampling steps")
-    guidance_scale: float | None = Field(
-        None, ge=0, le=100, description="how strongly the prompt pulls; 1 is no guidance"
+    dialect: str = Field("a1111", description="how prompts are read: a1111, comfy, compel, plain")
+    emphasis: Literal["original", "no_norm", "ignore", "none"] = Field(
+        "original", description="how weights in an a1111 prompt are applied"
     )
+    comma_backtrack: int = Field(20, ge=0, le=75, description="tokens to look back for a comma where a chunk is full")
+    clip_skip: int = Field(1, ge=1, le=12, description="2 leaves out the text encoder's last layer, 1 none")
+    wildcards: str | None = Field(None, description="folder of wildcard files for __name__ in prompts")
+    dynamic_prompts: bool | None = Field(
+        None, description="whether {a|b} and __name__ are resolved; yes for a1111 and comfy if absent"
+    )
+    # the picture
+    width: Pixels | None = Field(None, description="pixels drawn across (before the upscaler)")
+    height: Pixels | None = Field(None, description="pixels drawn down (before the upscaler)")
+    count: int = Field(1, ge=1, le=1000, description="number of pictures")
+    batch_size: int = Field(1, ge=1, le=64, description="pictures drawn at once; faster, uses more memory")
+    seamless: Literal["none", "x", "y", "both"] = Field("none", description="edges that join when the picture is tiled")
+    upscaler: str | None = Field(None, description="post-step: a name, a file, or `none`")
+    # noise
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="of the first picture, the next has seed + 1; random if absent"
     )
-    count: int = Field(1, ge=1, le=1000, description="number of pictures")
-    batch_size: int = Field(1, ge=1, le=64, description="pictures drawn at once; faster, uses more memory")
-    sampler: str | None = Field(None, description="name or alias; see `reverie samplers`")
-    spacing: str | None = Field(
-        None, description="which noise levels are visited: leading, trailing, linspace, karras, exponential"
+    variation_seed: int | None = Field(None, ge=0, le=MAX_SEED, description="a second seed to mix in")
+    variation_strength: float = Field(0.0, ge=0, le=1, description="share of the second seed's noise")
+    seed_width: Pixels | None = Field(None, description="draw noise as for a picture of this width")
+    seed_height: Pixels | None = Field(None, description="draw noise as for a picture of this height")
+    rng: Literal["cpu", "philox", "device"] | None = Field(
+        None, description="random numbers: cpu (PyTorch's), philox (CUDA's, on any device), device; cpu if absent"
     )
-    eta: float | None = Field(None, ge=0, le=1, description="share of fresh noise in ddim and euler_a")
-    clip_skip: int = Field(1, ge=1, le=12, description="2 leaves out the text encoder's last layer, 1 none")
-    upscaler: str | None = Field(None, description="post-step: a name, or `none`")
+    eta_noise_delta: int = Field(0, ge=0, le=MAX_SEED, description="added to the seed for noise on the way (ENSD)")
+    # sampling
+    preset: Literal["a1111", "comfy", "diffusers"] | None = Field(
+        None, description="do as this program does where programs differ"
+    )
+    steps: int | None = Field(None, ge=1, le=1000, description="sampling steps")
+    sampler: str | None = Field(None, description="name or alias; see `reverie samplers`")
+    spacing: str | None = Field(None, description="which noise levels are visited; see `reverie samplers`")
+    eta: float | None = Field(None, ge=0, le=1, description="share of fresh noise, for samplers that have it")
+    sampler_options: dict[str, Number] = Field(default_factory=dict, description="further settings of the sampler")
+    spacing_options: dict[str, Number] = Field(default_factory=dict, description="settings of the spacing")
+    sigmas: tuple[float, ...] | None = Field(None, description="noise levels to visit, instead of a spacing")
+    discard_penultimate: bool | None = Field(None, description="leave out the last noise level above zero")
+    # guidance
+    guidance_scale: float | None = Field(
+        None, ge=0, le=100, description="how strongly the prompt pulls; 1 is no guidance"
+    )
+    guidance_rescale: float = Field(0.0, ge=0, le=1, description="share of the contrast taken back (Lin et al. 2023)")
+    guidance_start: float = Field(0.0, ge=0, le=1, description="fraction of the steps before guidance begins")
+    guidance_end: float = Field(1.0, ge=0, le=1, description="fraction of the steps after which guidance ends")
+    guidance_curve: str = Field(
+        "constant", description="guidance over the steps: constant, linear, cosine, or numbers such as 1,7,3"
+    )
+    guides: tuple[Guide, ...] = Field((), description="further guidance: name:setting=value,...; see `reverie guides`")
+    image_guidance_scale: float | None = Field(
+        None, ge=0, le=100, description="how strongly the picture pulls, for instruct-pix2pix models"
+    )
+    # from a picture
+    image: str | None = Field(None, description="picture to start from: a file or a data: URL")
+    strength: float = Field(0.75, ge=0, le=1, description="how much of `image` is drawn over: 0 nothing, 1 all")
+    strength_steps: Literal["diffusers", "a1111", "a1111_fixed", "comfy"] | None = Field(
+        None, description="how strength and steps go together; diffusers if absent"
+    )
+    resize: Literal["stretch", "crop", "fill"] = Field(
+        "stretch", description="how `image` comes to the picture's size when both are given"
+    )
+    mask: str | None = Field(None, description="picture: white is drawn, black is kept")
+    mask_invert: bool = Field(False, description="black is drawn, white is kept")
+    mask_blur: float = Field(0.0, ge=0, le=256, description="softens the mask's edge on its drawn side, in pixels")
+    mask_area: Literal["whole", "masked"] = Field("whole", description="draw at full size around the mask only")
+    mask_padding: int = Field(32, ge=0, le=4096, description="pixels of surroundings for mask_area masked")
+    mask_fill: Literal["original", "fill", "noise", "zero"] = Field(
+        "original", description="what is under the mask at the start"
+    )
+    keep_unmasked: bool = Field(True, description="put the original pixels back outside the mask")
+    extend: Extend | None = Field(None, description="outpainting")
+    # more than one pass, more than one picture
+    hires: Hires | None = Field(None, description="hires fix")
+    tiles: Tiles | None = Field(None, description="tiled diffusion")
+    travel: Travel | None = Field(None, description="frames to another prompt or seed")
+    # memory
+    vae_tile: int | None = Field(
+        None, ge=0, le=8192, description="decode and encode in tiles of so many pixels; 0 never, chosen if absent"
+    )
 
     @classmethod
     def of(cls, /, **fields: Any) -> Self:
@@ -51,7 +172,7 @@ class Request(BaseModel):
 def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """The first problem of a validation error in one line: what was found, what was expected."""
     first = error.errors()[0]
-    name = str(first["loc"][0]) if first["loc"] else "request"
+    name = ".".join(str(part) for part in first["loc"]) or "request"
     if first["type"] == "extra_forbidden":
         import difflib
 
@@ -59,4 +180,5 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
         hint = f"; did you mean {near[0]}?" if near else f"; fields are {', '.join(kind.model_fields)}"
         return f"unknown field {name!r}{hint}"
     message = first["msg"][0].lower() + first["msg"][1:]
-    return f"{name} is {first['input']!r}: {message}"
+    found = repr(first["input"])
+    return f"{name} is {found if len(found) <= 80 else found[:77] + '...'}: {message}"

@@ -86,7 +86,7 @@ def _number(json: Mapping[str, Any], key: str, default: float) -> float:
 
 
 def _known_classes() -> str:
-    return ", ".join(SAMPLERS[name].diffusers for name in SAMPLERS)
+    return ", ".join(filter(None, (SAMPLERS[name].diffusers for name in SAMPLERS)))
 
 
 def _refuse(json: Mapping[str, Any], name: str) -> None:

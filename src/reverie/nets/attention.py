@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reverie.types import Taps
+
 
 class Attention(nn.Module):
     """Multi-head attention (Vaswani et al. 2017), `to_q`, `to_k`, `to_v` and `to_out.0` as diffusers names them.
@@ -12,26 +14,37 @@ class Attention(nn.Module):
         heads: number of heads; divides `width`.
         context_width: channels of the keys' and values' source; None for self-attention.
         qkv_bias: whether the three projections have a bias (the VAE's do, the U-Net's do not).
+
+    Attributes:
+        path: the name of this layer in its network, by which it is tapped; set by the network.
     """
 
     def __init__(self, width: int, heads: int, context_width: int | None = None, *, qkv_bias: bool = False) -> None:
         super().__init__()
         self.heads = heads
+        self.path = ""
         source = context_width or width
         self.to_q = nn.Linear(width, width, bias=qkv_bias)
         self.to_k = nn.Linear(source, width, bias=qkv_bias)
         self.to_v = nn.Linear(source, width, bias=qkv_bias)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, taps: Taps | None = None) -> Tensor:
         """`x (B, N, width)`, `context (B, M, context_width)` -> `(B, N, width)`."""
+        tap = taps.attention.get(self.path) if taps else None
+        return self._attend(x, context) if tap is None else tap(self, x, context, lambda: self._attend(x, context))
+
+    def _attend(self, x: Tensor, context: Tensor | None) -> Tensor:
         source = x if context is None else context
-        q, k, v = (self._split(t) for t in (self.to_q(x), self.to_k(source), self.to_v(source)))
-        out = F.scaled_dot_product_attention(q, k, v)
-        result: Tensor = self.to_out[0](out.transpose(1, 2).flatten(2))
+        q, k, v = (self.split(t) for t in (self.to_q(x), self.to_k(source), self.to_v(source)))
+        return self.merged(F.scaled_dot_product_attention(q, k, v))
+
+    def merged(self, heads: Tensor) -> Tensor:
+        """What every head found `(B, heads, N, d)`, through the output projection: `(B, N, width)`."""
+        result: Tensor = self.to_out[0](heads.transpose(1, 2).flatten(2))
         return result
 
-    def _split(self, t: Tensor) -> Tensor:
+    def split(self, t: Tensor) -> Tensor:
         """`(B, N, heads * d)` -> `(B, heads, N, d)`."""
         batch, length, width = t.shape
         return t.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
@@ -69,6 +82,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, context_width: int) -> None:
         super().__init__()
+        self.path = ""
         self.norm1 = nn.LayerNorm(width)
         self.attn1 = Attention(width, heads)
         self.norm2 = nn.LayerNorm(width)
@@ -76,10 +90,12 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, taps: Taps | None = None) -> Tensor:
         """`x (B, N, width)`, `context (B, M, context_width)` -> `(B, N, width)`."""
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
+        if taps and self.path in taps.bypass:
+            return x
+        x = x + self.attn1(self.norm1(x), None, taps)
+        x = x + self.attn2(self.norm2(x), context, taps)
         result: Tensor = x + self.ff(self.norm3(x))
         return result
 
@@ -108,7 +124,7 @@ class SpatialTransformer(nn.Module):
         self.transformer_blocks = nn.ModuleList(TransformerBlock(width, heads, context_width) for _ in range(depth))
         self.proj_out = nn.Linear(width, width) if linear_projection else nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor, taps: Taps | None = None) -> Tensor:
         """`x (B, width, h, w)`, `context (B, M, context_width)` -> `(B, width, h, w)`."""
         y = self.norm(x)
         if self.linear_projection:
@@ -116,7 +132,7 @@ class SpatialTransformer(nn.Module):
         else:
             y = self.proj_in(y).flatten(2).transpose(1, 2)
         for block in self.transformer_blocks:
-            y = block(y, context)
+            y = block(y, context, taps)
         if self.linear_projection:
             y = self.proj_out(y).transpose(1, 2).reshape(x.shape)
         else:

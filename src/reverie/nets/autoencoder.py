@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from reverie.nets.attention import Attention
 from reverie.nets.blocks import Downsample, ResnetBlock, Upsample
+from reverie.types import Taps
 
 NORM_EPS = 1e-6  # CompVis `Normalize`
 
@@ -41,10 +42,10 @@ class PixelAttention(Attention):
         super().__init__(width, 1, qkv_bias=True)
         self.group_norm = nn.GroupNorm(groups, width, eps=NORM_EPS)
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: Tensor | None = None, taps: Taps | None = None) -> Tensor:
         """`(B, width, h, w)` -> `(B, width, h, w)`."""
         y = self.group_norm(x).flatten(2).transpose(1, 2)
-        y = super().forward(y, context)
+        y = super().forward(y, context, taps)
         return x + y.transpose(1, 2).reshape(x.shape)
 
 

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reverie.nets.attention import SpatialTransformer
+from reverie.nets.attention import Attention, SpatialTransformer, TransformerBlock
 from reverie.nets.blocks import Downsample, ResnetBlock, TimestepEmbedding, Upsample, timestep_embedding
+from reverie.types import Taps
 
 NORM_EPS = 1e-5  # of the residual blocks and the last norm; CompVis `normalization`, diffusers `norm_eps`
 
@@ -54,13 +55,15 @@ class DownBlock(nn.Module):
         last = level == len(config.block_out_channels) - 1
         self.downsamplers = None if last else nn.ModuleList([Downsample(width)])
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, x: Tensor, time: Tensor, context: Tensor, taps: Taps | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Returns the smaller map and every map that the way up will want."""
         skips = []
         for j, resnet in enumerate(self.resnets):
             x = resnet(x, time)
             if self.attentions is not None:
-                x = self.attentions[j](x, context)
+                x = self.attentions[j](x, context, taps)
             skips.append(x)
         if self.downsamplers is not None:
             x = self.downsamplers[0](x)
@@ -77,10 +80,10 @@ class MidBlock(nn.Module):
         self.resnets = nn.ModuleList(_resnet(config, width, width) for _ in range(2))
         self.attentions = nn.ModuleList([_attention(config, len(config.block_out_channels) - 1)])
 
-    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, context: Tensor, taps: Taps | None = None) -> Tensor:
         """`(B, C, h, w)` -> `(B, C, h, w)`."""
         x = self.resnets[0](x, time)
-        x = self.attentions[0](x, context)
+        x = self.attentions[0](x, context, taps)
         result: Tensor = self.resnets[1](x, time)
         return result
 
@@ -94,6 +97,7 @@ class UpBlock(nn.Module):
 
     def __init__(self, config: UNetConfig, level: int) -> None:
         super().__init__()
+        self.path = ""
         widths = config.block_out_channels
         width = widths[level]
         below = widths[min(level + 1, len(widths) - 1)]
@@ -106,12 +110,18 @@ class UpBlock(nn.Module):
         self.attentions = _attentions(config, level, count)
         self.upsamplers = nn.ModuleList([Upsample(width)]) if level > 0 else None
 
-    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor, taps: Taps | None = None
+    ) -> Tensor:
         """Takes its maps from the end of `skips`."""
+        tap = taps.skips.get(self.path) if taps else None
         for j, resnet in enumerate(self.resnets):
-            x = resnet(torch.cat([x, skips.pop()], dim=1), time)
+            skip = skips.pop()
+            if tap:
+                x, skip = tap(x, skip)
+            x = resnet(torch.cat([x, skip], dim=1), time)
             if self.attentions is not None:
-                x = self.attentions[j](x, context)
+                x = self.attentions[j](x, context, taps)
         if self.upsamplers is not None:
             h, w = skips[-1].shape[-2:]
             x = self.upsamplers[0](x, (h, w))
@@ -133,14 +143,18 @@ class UNet(nn.Module):
         self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in reversed(levels))
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+        for path, module in self.named_modules():
+            if isinstance(module, Attention | TransformerBlock | UpBlock):
+                module.path = path
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, taps: Taps | None = None) -> Tensor:
         """One evaluation.
 
         Args:
             x: `(B, in_channels, h, w)`, the noisy latents scaled to unit variance.
             timesteps: `(B,)`, may be fractional.
             context: `(B, M, context_width)`, the encoded prompt.
+            taps: where this evaluation differs.
 
         Returns:
             `(B, out_channels, h, w)`.
@@ -150,11 +164,11 @@ class UNet(nn.Module):
         x = self.conv_in(x)
         skips = [x]
         for down in self.down_blocks:
-            x, new = down(x, time, context)
+            x, new = down(x, time, context, taps)
             skips += new
-        x = self.mid_block(x, time, context)
+        x = self.mid_block(x, time, context, taps)
         for up in self.up_blocks:
-            x = up(x, skips, time, context)
+            x = up(x, skips, time, context, taps)
         result: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return result
 

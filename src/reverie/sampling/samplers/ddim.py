@@ -8,8 +8,8 @@ from reverie.sampling.steps import ancestral, landing, pairs, relabelled
 from reverie.types import Denoise, Noise
 
 
-@sampler("ddim", order=1, source="Song et al. 2021, equation 12", diffusers="DDIMScheduler", options=("eta",),
-         whole_timesteps=True, unit_start=True, fixed_stride=True)  # fmt: skip
+@sampler("ddim", order=1, source="Song et al. 2021, equation 12", label="DDIM", diffusers="DDIMScheduler",
+         options=("eta",), whole_timesteps=True, unit_start=True, fixed_stride=True)  # fmt: skip
 def ddim(
     denoise: Denoise,
     x: Tensor,

@@ -9,7 +9,7 @@ from reverie.types import Denoise, Noise
 
 
 @sampler("ddpm", order=0, source="Ho et al. 2020, algorithm 2, with the posterior's variance",
-         diffusers="DDPMScheduler", whole_timesteps=True, unit_start=True)  # fmt: skip
+         label="DDPM", diffusers="DDPMScheduler", whole_timesteps=True, unit_start=True)  # fmt: skip
 def ddpm(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise, process: Process) -> Tensor:
     """Sample q(x_s | x_t, x0) with the predicted x0."""
     for sigma, down in pairs(sigmas):

@@ -13,8 +13,8 @@ from reverie.types import Denoise, Noise
 FEW_STEPS = 15
 
 
-@sampler("dpmpp_2m", "DPM++ 2M", "k_dpmpp_2m", "dpm++2m", order=2,
-         source="Lu et al. 2022, DPM-Solver++, algorithm 2", diffusers="DPMSolverMultistepScheduler",
+@sampler("dpmpp_2m", "k_dpmpp_2m", "dpm++2m", order=2,
+         source="Lu et al. 2022, DPM-Solver++, algorithm 2", label="DPM++ 2M", diffusers="DPMSolverMultistepScheduler",
          whole_timesteps=True, extra_point=True, unit_start=True)  # fmt: skip
 def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise, process: Process) -> Tensor:
     """Exponential integrator in the log-SNR lambda, second order from the previous answer; first order to 0."""

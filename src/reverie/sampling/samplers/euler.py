@@ -9,7 +9,7 @@ from reverie.types import Denoise, Noise
 
 
 @sampler("euler", "k_euler", order=1, source="Karras et al. 2022, algorithm 2 without churn",
-         diffusers="EulerDiscreteScheduler")  # fmt: skip
+         label="Euler", diffusers="EulerDiscreteScheduler")  # fmt: skip
 def euler(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise, process: Process) -> Tensor:
     """`dx/dsigma = (x - x0) / sigma`, one evaluation a step."""
     for sigma, down in pairs(sigmas):

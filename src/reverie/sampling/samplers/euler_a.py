@@ -8,9 +8,9 @@ from reverie.sampling.steps import ancestral, pairs
 from reverie.types import Denoise, Noise
 
 
-@sampler("euler_a", "euler_ancestral", "k_euler_a", "k_euler_ancestral", "Euler a", order=0,
+@sampler("euler_a", "euler_ancestral", "k_euler_a", "k_euler_ancestral", order=0,
          source="k-diffusion sample_euler_ancestral; noise as in Song et al. 2021 (DDIM), equation 16, eta 1",
-         diffusers="EulerAncestralDiscreteScheduler", options=("eta",))  # fmt: skip
+         label="Euler a", diffusers="EulerAncestralDiscreteScheduler", options=("eta",))  # fmt: skip
 def euler_a(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise, process: Process, eta: float = 1.0) -> Tensor:
     """Step below the next sigma, then add noise up to it."""
     for sigma, down in pairs(sigmas):

@@ -9,7 +9,7 @@ from reverie.types import Denoise, Noise
 
 
 @sampler("heun", "k_heun", order=2, source="Karras et al. 2022, algorithm 1",
-         diffusers="HeunDiscreteScheduler", evaluations=lambda n: 2 * n - 1)  # fmt: skip
+         label="Heun", diffusers="HeunDiscreteScheduler", evaluations=lambda n: 2 * n - 1)  # fmt: skip
 def heun(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise, process: Process) -> Tensor:
     """An Euler step, then the average of the slopes at both ends; the step to 0 is Euler's alone."""
     for sigma, down in pairs(sigmas):

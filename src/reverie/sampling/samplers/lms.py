@@ -26,7 +26,7 @@ def coefficients(history: Sequence[float], start: float, end: float) -> list[flo
 
 
 @sampler("lms", "k_lms", order=2, source="k-diffusion sample_lms; Adams-Bashforth of order 4 on unequal steps",
-         diffusers="LMSDiscreteScheduler")  # fmt: skip
+         label="LMS", diffusers="LMSDiscreteScheduler")  # fmt: skip
 def lms(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise, process: Process) -> Tensor:
     """Integrate the polynomial through the last four slopes: order 4, once there are four.
 

@@ -18,7 +18,7 @@ Quantity = Literal["epsilon", "v_prediction"]
 
 
 @sampler("pndm", "plms", order=2, source="Liu et al. 2022, equations 11 and 12, without Runge-Kutta warm-up",
-         diffusers="PNDMScheduler", evaluations=lambda n: n + 1 if n > 1 else 1, whole_timesteps=True,
+         label="PLMS", diffusers="PNDMScheduler", evaluations=lambda n: n + 1 if n > 1 else 1, whole_timesteps=True,
          unit_start=True, fixed_stride=True)  # fmt: skip
 def pndm(
     denoise: Denoise,
