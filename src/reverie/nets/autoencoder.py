@@ -20,6 +20,11 @@ class AutoencoderConfig:
     Attributes:
         block_out_channels: width of each level; each after the first halves the resolution.
         scaling_factor: latents are multiplied by it for the U-Net (0.18215: CompVis v1 config).
+        shift_factor: subtracted from latents before they are multiplied (0: they are not shifted).
+        latents_mean, latents_std: of each latent channel, by which latents are standardised before they are
+            multiplied (Playground 2.5); empty where they are not.
+        quant_conv: whether a 1x1 convolution follows the encoder.
+        post_quant_conv: whether a 1x1 convolution precedes the decoder.
     """
 
     in_channels: int = 3
@@ -28,11 +33,39 @@ class AutoencoderConfig:
     layers_per_block: int = 2
     groups: int = 32
     scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+    quant_conv: bool = True
+    post_quant_conv: bool = True
+    latents_mean: tuple[float, ...] = ()
+    latents_std: tuple[float, ...] = ()
 
     @property
     def factor(self) -> int:
         """Pixels a latent, along each side."""
         return int(2 ** (len(self.block_out_channels) - 1))
+
+    def scaled(self, z: Tensor) -> Tensor:
+        """The autoencoder's latents `(B, C, h, w)` as the denoising network sees them."""
+        mean, std = self._statistics(z)
+        return (z - mean) / std * self.scaling_factor
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """The denoising network's latents `(B, C, h, w)` as the decoder wants them."""
+        mean, std = self._statistics(latents)
+        return latents / self.scaling_factor * std + mean
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        """Mean and standard deviation of each channel, `(C, 1, 1)`; the shift and 1 where the config has none."""
+        if not self.latents_mean:
+            return self.shift_factor, 1.0
+        mean, std = (like.new_tensor(values)[:, None, None] for values in (self.latents_mean, self.latents_std))
+        return mean, std
+
+
+# Stable Diffusion 3 and 3.5: sd3-ref `SD3LatentFormat`, `SDVAE`.
+SD3_AUTOENCODER = AutoencoderConfig(
+    latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609, quant_conv=False, post_quant_conv=False
+)
 
 
 class PixelAttention(Attention):
@@ -154,8 +187,9 @@ class Autoencoder(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quant_conv = nn.Conv2d(2 * config.latent_channels, 2 * config.latent_channels, 1)
-        self.post_quant_conv = nn.Conv2d(config.latent_channels, config.latent_channels, 1)
+        latents = config.latent_channels
+        self.quant_conv = nn.Conv2d(2 * latents, 2 * latents, 1) if config.quant_conv else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(latents, latents, 1) if config.post_quant_conv else nn.Identity()
 
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z | picture).
