@@ -210,7 +210,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path) -> None:
 def zipped() -> bytes:
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
-        archive.writestr("archive/data.pkl", b"x")
+        archive.writestr("notes.txt", b"x")
     return target.getvalue()
 
 
@@ -231,10 +231,10 @@ LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12
         (b"prompt: a red apple\n", "looks like text, beginning 'prompt: a red apple"),
         (b"hi", "looks like text, beginning 'hi'"),
         (png(), "looks like a PNG picture"),
-        (zipped(), "looks like a zip archive (a PyTorch .ckpt/.pt file?)"),
+        (zipped(), "holds 'notes.txt'; unpack it"),
         (pickle.dumps({"a": 1}, protocol=2), "looks like a Python pickle"),
         (pickle.dumps({"a": 1}, protocol=4), "looks like a Python pickle"),
-        (b"GGUF\3\0\0\0" + b"\0" * 40, "looks like a GGUF file"),
+        (b"GGUF\3\0\0\0" + b"\0" * 40, "holds no tensors"),
         (b"<!DOCTYPE html><html><title>404</title>", "looks like a web page"),
         (LFS, "looks like a Git LFS pointer"),
         (b"\xff\xd8\xff\xe0" + b"\0" * 40, "looks like a JPEG picture"),
@@ -465,6 +465,14 @@ def test_shards_are_opened_together(tmp_path: Path) -> None:
     path = shards(tmp_path, {"a": "1.safetensors", "b": "1.safetensors", "c": "2.safetensors"})
     files = open_sharded(path)
     assert {n: float(f.tensor(n)) for f in files for n in f.tensors} == {"a": 0, "b": 1, "c": 2}
+
+
+def test_shards_may_be_torch_files(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "1.bin")
+    save_file({"b": torch.zeros(1)}, tmp_path / "2.bin")
+    path = tmp_path / "pytorch_model.bin.index.json"
+    path.write_text(json.dumps({"weight_map": {"a": "1.bin", "b": "2.bin"}}), encoding="utf-8")
+    assert [file.tensors.keys() for file in open_sharded(path)] == [{"a"}, {"b"}]
 
 
 @pytest.mark.parametrize(

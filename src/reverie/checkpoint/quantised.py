@@ -1,0 +1,180 @@
+"""Packed weights: the block formats of GGML, and 8-bit floats with a scale.
+
+A GGML tensor is a row of blocks. A block holds small integers q and what turns them into numbers: `d * q` (type 0) or
+`d * q - m` (type 1), with d and m in float16, or for the K types as small integers times a float16 of a larger block.
+Layouts: ggml `ggml-common.h` (`block_q4_0`, ...) and `ggml-quants.c` (`dequantize_row_*`). All arithmetic is in
+float32 and in the order of the reference, so that every number is equal to its to the bit.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+CHUNK = 1 << 14  # blocks that are unpacked at once: bounds what the intermediate steps take
+IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml `kvalues_iq4nl`
+
+
+@dataclass(frozen=True)
+class QuantisedTensor:
+    """Weights in their packed form, to be kept so in memory and unpacked when they are used.
+
+    Attributes:
+        data: the blocks as uint8, or the 8-bit floats in their shape.
+        packing: a key of `BLOCKS` or `FLOAT8`.
+        shape: of the unpacked tensor.
+        scale: for 8-bit floats, one number or one a row.
+    """
+
+    data: Tensor
+    packing: str
+    shape: tuple[int, ...]
+    scale: Tensor | None = None
+
+    def dequantise(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The numbers, computed in float32 and rounded once to `dtype`."""
+        if self.packing in FLOAT8:
+            return self._scaled().to(dtype)
+        block = BLOCKS[self.packing]
+        packed = self.data.reshape(-1, block.size)
+        result = torch.empty(len(packed), block.elements, dtype=dtype, device=self.data.device)
+        for i in range(0, len(packed), CHUNK):
+            result[i : i + CHUNK] = block.unpack(packed[i : i + CHUNK])
+        return result.reshape(self.shape)
+
+    def to(self, device: torch.device | str) -> "QuantisedTensor":
+        """The same on another device, still packed."""
+        scale = None if self.scale is None else self.scale.to(device)
+        return replace(self, data=self.data.to(device), scale=scale)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed numbers."""
+        return self.data.nbytes
+
+    def _scaled(self) -> Tensor:
+        if self.scale is None:
+            return self.data.float()
+        rows = [-1] + [1] * (len(self.shape) - 1)
+        return (self.data.float() * self.scale.float().reshape(rows)).reshape(self.shape)
+
+
+class Block(NamedTuple):
+    """How many numbers a block holds, how many bytes it takes, and how (n, size) uint8 become (n, elements) float32."""
+
+    elements: int
+    size: int
+    unpack: Callable[[Tensor], Tensor]
+
+
+def _half(packed: Tensor) -> Tensor:
+    """Two bytes a row -> one float32 a row, (n, 1)."""
+    return packed.contiguous().view(torch.float16).float()
+
+
+def _fields(packed: Tensor, width: int, group: int) -> Tensor:
+    """Unsigned fields of `width` bits, lowest first: (n, g * group) -> (n, g, 8 / width, group)."""
+    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device).reshape(-1, 1)
+    return (packed.reshape(len(packed), -1, 1, group) >> shifts).bitwise_and(2**width - 1)
+
+
+def _nibbles(packed: Tensor, group: int = 16) -> Tensor:
+    """Groups of bytes whose low halves come before their high halves, (n, 2 * bytes)."""
+    return _fields(packed, 4, group).flatten(1)
+
+
+def _bits(packed: Tensor) -> Tensor:
+    """Single bits, lowest first, (n, 8 * bytes)."""
+    return _fields(packed, 1, 1).flatten(1)
+
+
+def _q4_0(b: Tensor) -> Tensor:
+    return _half(b[:, :2]) * (_nibbles(b[:, 2:]).float() - 8)
+
+
+def _q4_1(b: Tensor) -> Tensor:
+    return _half(b[:, :2]) * _nibbles(b[:, 4:]).float() + _half(b[:, 2:4])
+
+
+def _q5_0(b: Tensor) -> Tensor:
+    q = _nibbles(b[:, 6:]) | (_bits(b[:, 2:6]) << 4)
+    return _half(b[:, :2]) * (q.float() - 16)
+
+
+def _q5_1(b: Tensor) -> Tensor:
+    q = _nibbles(b[:, 8:]) | (_bits(b[:, 4:8]) << 4)
+    return _half(b[:, :2]) * q.float() + _half(b[:, 2:4])
+
+
+def _q8_0(b: Tensor) -> Tensor:
+    return b[:, 2:].contiguous().view(torch.int8).float() * _half(b[:, :2])
+
+
+def _q2_k(b: Tensor) -> Tensor:
+    scales = b[:, :16]
+    d, m = _half(b[:, 80:82]) * (scales & 15).float(), _half(b[:, 82:84]) * (scales >> 4).float()
+    q = _fields(b[:, 16:80], 2, 32).reshape(-1, 16, 16).float()
+    return (d[:, :, None] * q - m[:, :, None]).flatten(1)
+
+
+def _q3_k(b: Tensor) -> Tensor:
+    low = _fields(b[:, 96:104], 4, 8).flatten(1)  # (n, 16)
+    high = _fields(b[:, 104:108], 2, 4).flatten(1)
+    d = _half(b[:, 108:110]) * ((low | (high << 4)).float() - 32)
+    q = _fields(b[:, 32:96], 2, 32).reshape(-1, 16, 16).float()
+    absent = 1 - _fields(b[:, :32], 1, 32).reshape(-1, 16, 16).float()  # the offset of 4 where the third bit is 0
+    return (d[:, :, None] * (q - 4 * absent)).flatten(1)
+
+
+def _scales_k(b: Tensor) -> tuple[Tensor, Tensor]:
+    """The 8 scales and 8 minima of Q4_K and Q5_K, 6 bits each in 12 bytes, times their float16: (n, 8, 1) each."""
+    low, mid, high = b[:, 4:8], b[:, 8:12], b[:, 12:16]
+    d = torch.cat([low & 63, (high & 15) | ((low >> 2) & 48)], 1).float()
+    m = torch.cat([mid & 63, (high >> 4) | ((mid >> 2) & 48)], 1).float()
+    return (_half(b[:, :2]) * d)[:, :, None], (_half(b[:, 2:4]) * m)[:, :, None]
+
+
+def _q4_k(b: Tensor) -> Tensor:
+    d, m = _scales_k(b)
+    q = _fields(b[:, 16:], 4, 32).reshape(-1, 8, 32).float()
+    return (d * q - m).flatten(1)
+
+
+def _q5_k(b: Tensor) -> Tensor:
+    d, m = _scales_k(b)
+    high = _fields(b[:, 16:48], 1, 32).reshape(-1, 8, 32)
+    q = _fields(b[:, 48:], 4, 32).reshape(-1, 8, 32) | (high << 4)
+    return (d * q.float() - m).flatten(1)
+
+
+def _q6_k(b: Tensor) -> Tensor:
+    low = _fields(b[:, :128], 4, 64).reshape(-1, 16, 16)
+    high = _fields(b[:, 128:192], 2, 32).reshape(-1, 16, 16)
+    d = _half(b[:, 208:210]) * b[:, 192:208].contiguous().view(torch.int8).float()
+    return (d[:, :, None] * ((low | (high << 4)).float() - 32)).flatten(1)
+
+
+def _iq4(q: Tensor) -> Tensor:
+    return torch.tensor(IQ4_VALUES, dtype=torch.float32, device=q.device)[q.long()]
+
+
+def _iq4_nl(b: Tensor) -> Tensor:
+    return _half(b[:, :2]) * _iq4(_nibbles(b[:, 2:]))
+
+
+def _iq4_xs(b: Tensor) -> Tensor:
+    low = _fields(b[:, 4:8], 4, 1).flatten(1)  # (n, 8)
+    high = _fields(b[:, 2:4], 2, 1).flatten(1)
+    d = _half(b[:, :2]) * ((low | (high << 4)).float() - 32)
+    return (d[:, :, None] * _iq4(_nibbles(b[:, 8:]).reshape(-1, 8, 32))).flatten(1)
+
+
+BLOCKS: dict[str, Block] = {
+    "Q4_0": Block(32, 18, _q4_0), "Q4_1": Block(32, 20, _q4_1), "Q5_0": Block(32, 22, _q5_0),
+    "Q5_1": Block(32, 24, _q5_1), "Q8_0": Block(32, 34, _q8_0), "Q2_K": Block(256, 84, _q2_k),
+    "Q3_K": Block(256, 110, _q3_k), "Q4_K": Block(256, 144, _q4_k), "Q5_K": Block(256, 176, _q5_k),
+    "Q6_K": Block(256, 210, _q6_k), "IQ4_NL": Block(32, 18, _iq4_nl), "IQ4_XS": Block(256, 136, _iq4_xs),
+}  # fmt: skip
