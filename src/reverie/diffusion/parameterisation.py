@@ -115,6 +115,37 @@ class Flow:
         return sigma**2
 
 
+class Edm:
+    """The network is preconditioned for data of a standard deviation that need not be 1 (Karras et al. 2022, Table 1).
+
+    Not in the table below: it belongs to `EdmProcess`, with which its number is shared.
+
+    Args:
+        sigma_data: standard deviation of the data: 0.5 in the paper and in Playground 2.5, 1 in CosXL.
+        v: whether it says the opposite, as v is meant: `c_out` is negative. With sigma_data 1 that is `V`.
+    """
+
+    def __init__(self, sigma_data: float = 0.5, *, v: bool = False) -> None:
+        self.name = "edm_v" if v else "edm"
+        self.sigma_data = sigma_data
+        self.sign = -1 if v else 1
+
+    def at(self, sigma: L) -> Coefficients[L]:
+        """The coefficients at `sigma`."""
+        inverse = (sigma**2 + self.sigma_data**2) ** -0.5
+        out = self.sign * self.sigma_data * sigma * inverse
+        return Coefficients((self.sigma_data * inverse) ** 2, out, inverse)
+
+    def target(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """`(x0 - c_skip x) / c_out`, which for `x = x0 + sigma noise` has variance 1."""
+        k = self.at(sigma)
+        return (x0 - k.skip * (x0 + sigma * noise)) / k.out
+
+    def loss_weight(self, sigma: Tensor) -> Tensor:
+        """sigma² sigma_data² / (sigma² + sigma_data²)."""
+        return self.at(sigma).out ** 2
+
+
 PARAMETERISATIONS = Registry[Parameterisation]("prediction type")
 PARAMETERISATIONS.add(Eps.name, Eps(), ("eps",))
 PARAMETERISATIONS.add(V.name, V(), ("v",))

@@ -4,13 +4,15 @@ Throughout Reverie a noisy sample is `x = alpha(sigma) * x0 + sigma * noise` (Ka
 
 - variance preserving (Stable Diffusion 1, 2, XL): `alpha = 1`, so `x` is the DDPM sample `x_t` divided by
   `sqrt(alphas_cumprod)`, and `sigma = sqrt((1 - alphas_cumprod) / alphas_cumprod)`;
-- rectified flow (Stable Diffusion 3): `alpha = 1 - sigma`, `sigma` in [0, 1].
+- rectified flow (Stable Diffusion 3): `alpha = 1 - sigma`, `sigma` in [0, 1];
+- EDM with continuous noise levels (Playground 2.5, CosXL): `alpha = 1`, the network is told `log(sigma) / 4`.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -73,13 +75,47 @@ def q_step(x: Tensor, beta: Tensor, noise: Tensor) -> Tensor:
     return (1 - beta).sqrt() * x + beta.sqrt() * noise
 
 
+class _SigmaUnits:
+    """What processes with `x = x0 + sigma * noise` share."""
+
+    def alpha(self, sigma: float) -> float:
+        """The factor of x0 in `x`: 1 here, because `x` is kept in units of sigma."""
+        del sigma
+        return 1.0
+
+    def scale(self, sigma: float) -> float:
+        """`sqrt(1 + sigma²)`: `x` divided by it is the DDPM sample x_t, whose variance is 1."""
+        return math.sqrt(1 + sigma * sigma)
+
+    def log_snr(self, sigma: float) -> float:
+        """Half the log signal-to-noise ratio, `lambda = log(alpha / sigma)` (Lu et al. 2022, DPM-Solver)."""
+        return math.log(self.alpha(sigma) / sigma)
+
+    def noised(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """q(x_t | x_0) in closed form (DDPM, equation 4): `x0 + sigma * noise`. `sigma` broadcastable to `x0`."""
+        return x0 + sigma * noise
+
+    def posterior(self, x0: Tensor, x: Tensor, sigma: float, sigma_next: float) -> tuple[Tensor, float]:
+        """q(x_s | x_t, x_0), s < t (DDPM, equations 6 and 7, in units of sigma).
+
+        Returns:
+            The mean, shaped like `x`, and the standard deviation.
+        """
+        ratio = (sigma_next / sigma) ** 2
+        mean = x0 + ratio * (x - x0)
+        return mean, sigma_next * math.sqrt(max(1 - ratio, 0.0))
+
+
 @dataclass(frozen=True, eq=False)
-class Process:
+class Process(_SigmaUnits):
     """A variance-preserving diffusion process in units of sigma.
 
     Attributes:
         betas: `(T,)` float64, the noise schedule the model was trained with.
     """
+
+    discrete: ClassVar[bool] = True  # the network was trained on whole timesteps alone
+    limit: ClassVar[float] = math.inf  # no sigma is above it
 
     betas: Tensor
 
@@ -128,18 +164,14 @@ class Process:
         """The largest trained noise level."""
         return float(self.sigmas[-1])
 
-    def alpha(self, sigma: float) -> float:
-        """The factor of x0 in `x`: 1 here, because `x` is kept in units of sigma."""
-        del sigma
-        return 1.0
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The timesteps of `sigma_max` and `sigma_min`: T-1 and 0."""
+        return self.steps - 1.0, 0.0
 
-    def scale(self, sigma: float) -> float:
-        """`sqrt(1 + sigma²)`: `x` divided by it is the DDPM sample x_t, whose variance is 1."""
-        return math.sqrt(1 + sigma * sigma)
-
-    def log_snr(self, sigma: float) -> float:
-        """Half the log signal-to-noise ratio, `lambda = log(alpha / sigma)` (Lu et al. 2022, DPM-Solver)."""
-        return math.log(self.alpha(sigma) / sigma)
+    def at(self, index: float) -> float:
+        """Sigma at a place in the table `sigmas`, which may lie between two: here the timestep is the place."""
+        return self.sigma(index)
 
     def snr(self, timesteps: Tensor) -> Tensor:
         """ᾱ / (1 - ᾱ) at integer `timesteps` `(B,)`; float64 `(B,)` (Kingma et al. 2021)."""
@@ -164,20 +196,6 @@ class Process:
         w = (value - table[high - 1]) / (table[high] - table[high - 1])
         return min(max(high - 1 + w, 0.0), len(table) - 1.0)
 
-    def noised(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-        """q(x_t | x_0) in closed form (DDPM, equation 4): `x0 + sigma * noise`. `sigma` broadcastable to `x0`."""
-        return x0 + sigma * noise
-
-    def posterior(self, x0: Tensor, x: Tensor, sigma: float, sigma_next: float) -> tuple[Tensor, float]:
-        """q(x_s | x_t, x_0), s < t (DDPM, equations 6 and 7, in units of sigma).
-
-        Returns:
-            The mean, shaped like `x`, and the standard deviation.
-        """
-        ratio = (sigma_next / sigma) ** 2
-        mean = x0 + ratio * (x - x0)
-        return mean, sigma_next * math.sqrt(max(1 - ratio, 0.0))
-
 
 @dataclass(frozen=True)
 class FlowProcess:
@@ -188,13 +206,30 @@ class FlowProcess:
         shift: resolution-dependent timestep shift (Esser et al. 2024, equation 23).
     """
 
+    discrete: ClassVar[bool] = False
+    limit: ClassVar[float] = 1.0
+
     steps: int = 1000
     shift: float = 1.0
+
+    @cached_property
+    def sigmas(self) -> Tensor:
+        """The trained noise levels, `sigma(1)` to `sigma(T)`; `(T,)` float64, ascending, the last is 1."""
+        return torch.tensor([self.sigma(t) for t in range(1, self.steps + 1)], dtype=torch.float64)
 
     @property
     def sigma_max(self) -> float:
         """The largest noise level, 1."""
         return 1.0
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The timesteps of `sigma_max` and `sigma_min`. They are shifted already; `sigma` would shift them again."""
+        return self.timestep(self.sigma_max), self.timestep(self.sigma_min)
+
+    def at(self, index: float) -> float:
+        """Sigma at a place in the table `sigmas`, which may lie between two."""
+        return self.sigma(index + 1)
 
     @property
     def sigma_min(self) -> float:
@@ -226,3 +261,61 @@ class FlowProcess:
     def noised(self, x0: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """The straight path between data and noise. `sigma` broadcastable to `x0`."""
         return (1 - sigma) * x0 + sigma * noise
+
+    def posterior(self, x0: Tensor, x: Tensor, sigma: float, sigma_next: float) -> tuple[Tensor, float]:
+        """q(x_s | x_t, x_0), s < t, of the chain whose marginals are those of the flow.
+
+        DDPM, equations 6 and 7, for `x / alpha` with noise level `sigma / alpha`.
+
+        Returns:
+            The mean, shaped like `x`, and the standard deviation; from pure noise the mean is `alpha_s x0`.
+        """
+        alpha, alpha_next = self.alpha(sigma), self.alpha(sigma_next)
+        ratio = (sigma_next * alpha / (alpha_next * sigma)) ** 2
+        mean = alpha_next * (1 - ratio) * x0 + alpha * sigma_next**2 / (alpha_next * sigma**2) * x
+        return mean, sigma_next * math.sqrt(max(1 - ratio, 0.0))
+
+
+@dataclass(frozen=True)
+class EdmProcess(_SigmaUnits):
+    """Continuous noise levels and the network told `c_noise = log(sigma) / 4` (Karras et al. 2022, Table 1).
+
+    Attributes:
+        sigma_min, sigma_max: the ends of the range (0.002 and 80 in the paper).
+        sigma_data: standard deviation of the data (0.5 in the paper and in Playground 2.5, 1 in CosXL).
+        steps: entries of the table `sigmas`.
+    """
+
+    discrete: ClassVar[bool] = False
+    limit: ClassVar[float] = math.inf
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+    steps: int = 1000
+
+    @cached_property
+    def sigmas(self) -> Tensor:
+        """The range in equal steps of log sigma, `(steps,)` float64, ascending: equal steps of `c_noise`."""
+        return torch.tensor([self.at(i) for i in range(self.steps)], dtype=torch.float64)
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The timesteps of `sigma_max` and `sigma_min`."""
+        return self.timestep(self.sigma_max), self.timestep(self.sigma_min)
+
+    def at(self, index: float) -> float:
+        """Sigma at a place in the table `sigmas`, which may lie between two."""
+        top, bottom = self.ends
+        return self.sigma(bottom + (top - bottom) * index / max(self.steps - 1, 1))
+
+    def sigma(self, timestep: float) -> float:
+        """The inverse of `timestep`."""
+        return math.exp(4 * timestep)
+
+    def timestep(self, sigma: float) -> float:
+        """What the network is told: `log(sigma) / 4`. Below the range it is told the end of the range."""
+        return math.log(max(sigma, self.sigma_min)) / 4
+
+
+AnyProcess: TypeAlias = Process | FlowProcess | EdmProcess

@@ -1,54 +1,56 @@
-"""Pictures as files: rounding, what a PNG carries about its making, reading it back, saving whole or not at all."""
+"""Pictures as files: rounding, saving them whole or not at all with what made them, hashes."""
 
 import hashlib
-import json
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-from PIL.PngImagePlugin import PngInfo
+from PIL import Image
 from torch import Tensor
 
-from reverie import __version__
 from reverie.checkpoint.save import write_atomically
 from reverie.engine.bundle import Model, bundled_path
+from reverie.engine.metadata import a1111, own
+from reverie.engine.metadata.containers import OWN, PARAMETERS, save_parameters
 from reverie.engine.request import Request
 from reverie.errors import RequestError
 
-KEY = "reverie"  # PNG text chunk of our own JSON
 BUNDLED_SOURCE = "bundled"  # instead of a path: the package is elsewhere on every machine
-A1111_KEY = "parameters"  # PNG text chunk that AUTOMATIC1111 writes and the ecosystem reads
-LABELS = {  # sampler names as AUTOMATIC1111 prints them
-    "euler": "Euler", "euler_a": "Euler a", "heun": "Heun", "lms": "LMS", "dpmpp_2m": "DPM++ 2M",
-    "ddim": "DDIM", "ddpm": "DDPM", "pndm": "PLMS",
-}  # fmt: skip
-SPACING_LABELS = {
-    "karras": "Karras", "exponential": "Exponential", "linspace": "Uniform", "trailing": "Simple", "leading": "DDIM",
-}  # fmt: skip
 
 
-def to_images(pixels: Tensor, request: Request, model: dict[str, str]) -> list[Image.Image]:
-    """`(N, H, W, 3)` in [0, 1] -> PIL pictures, each with its own request in `info`.
+def to_images(pixels: Tensor, requests: Sequence[Request], model: Mapping[str, str]) -> list[Image.Image]:
+    """Pictures that say what made them: saved as PNG, JPEG, WebP, AVIF or GIF they carry it.
 
-    Saving one as PNG with `save_image`, or with `image.save(path, pnginfo=image.info["pnginfo"])`, writes it down.
+    Args:
+        pixels: `(N, H, W, 3)` in [0, 1].
+        requests: for each picture the resolved request that draws it alone.
+        model: name, source, family and hash of the model.
     """
     rounded = (pixels * 255).round().clamp(0, 255).byte().numpy()
-    return [_with_text(rounded[i], request, i, model) for i in range(len(rounded))]
+    images: list[Image.Image] = []
+    for array, request in zip(rounded, requests, strict=True):
+        image, hashes = _as_picture(Image.fromarray(array)), _picture_hashes(request)
+        image.info[PARAMETERS] = a1111.write(request, model, hashes)
+        image.info[OWN] = own.write(request, model, hashes)
+        images.append(image)
+    return images
 
 
 class Picture(Image.Image):
     """A PIL picture whose `save` writes what made it, without being asked."""
 
-    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:  # noqa: A002
-        """As `PIL.Image.Image.save`; PNG files get the text chunks in `info`."""
-        text = PngInfo()
-        for key in (A1111_KEY, KEY):
-            if key in self.info:
-                text.add_text(key, self.info[key])
-        params.setdefault("pnginfo", text)
-        super().save(fp, format, **params)
+    def save(self, fp: Any, format: str | None = None, *, metadata: bool = True, **params: Any) -> None:  # noqa: A002
+        """As `PIL.Image.Image.save`; PNG, JPEG, WebP, AVIF and GIF files get the texts in `info`.
+
+        Args:
+            fp: a path or an open file.
+            format: the format's name in PIL; from the ending if absent.
+            metadata: whether to write them.
+            params: as in PIL; `pnginfo`, `exif` and `comment` go before ours.
+        """
+        texts = {key: self.info[key] for key in (PARAMETERS, OWN) if key in self.info} if metadata else {}
+        super().save(fp, format, **(save_parameters(_format(fp, format), texts) | params))
 
     def copy(self) -> "Picture":
         """The same picture, which still says what made it; a changed one (resized, converted) does not."""
@@ -61,54 +63,27 @@ def _as_picture(image: Image.Image) -> Picture:
     return image
 
 
-def _with_text(
-    array: "np.ndarray[Any, np.dtype[np.uint8]]", request: Request, i: int, model: dict[str, str]
-) -> Image.Image:
-    single = request.model_copy(update={"seed": (request.seed or 0) + i, "count": 1})
-    image = _as_picture(Image.fromarray(array))
-    image.info[A1111_KEY] = a1111_text(single, model)
-    image.info[KEY] = json.dumps(
-        {"version": __version__, "request": single.model_dump(exclude_none=True), "model": model},
-        ensure_ascii=False,
-    )
-    return image
+def _format(fp: Any, name: str | None) -> str:
+    """The format's name in PIL; empty if it cannot be told, which PIL reports itself."""
+    ending = Path(str(getattr(fp, "name", fp))).suffix.lower()
+    return (name or Image.registered_extensions().get(ending, "")).upper()
 
 
-def a1111_text(request: Request, model: dict[str, str]) -> str:
-    """The `parameters` text of AUTOMATIC1111's web UI."""
-    sampler, spacing = request.sampler or "", request.spacing or ""
-    entries: dict[str, object] = {
-        "Steps": request.steps, "Sampler": LABELS.get(sampler, sampler),
-        "Schedule type": SPACING_LABELS.get(spacing, spacing),
-        "CFG scale": f"{request.guidance_scale:g}", "Seed": request.seed,
-        "Size": f"{request.width}x{request.height}", "Model hash": model["hash"][:10], "Model": model["name"],
-    }  # fmt: skip
-    if request.clip_skip > 1:
-        entries["Clip skip"] = request.clip_skip
-    entries["RNG"] = "CPU"
-    if request.eta is not None:
-        entries["Eta"] = f"{request.eta:g}"
-    if request.upscaler not in {None, "none"}:
-        entries["Postprocess upscaler"] = request.upscaler
-    entries["Version"] = f"Reverie {__version__}"
-    negative = f"\nNegative prompt: {request.negative_prompt}" if request.negative_prompt else ""
-    return f"{request.prompt}{negative}\n" + ", ".join(f"{k}: {_quoted(v)}" for k, v in entries.items())
+def save_image(image: Image.Image, path: Path, *, metadata: bool = True) -> None:
+    """Write a picture; the ending decides the format.
 
-
-def _quoted(value: object) -> str:
-    text = str(value)
-    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ",:\n") else text
-
-
-def save_image(image: Image.Image, path: Path) -> None:
-    """Write a picture; the ending decides the format, `.png` carries the request.
+    Args:
+        image: to be written; one of `to_images` says what made it.
+        path: where to.
+        metadata: whether it says so in the file.
 
     Raises:
         RequestError: an ending that no picture format has.
         OutputError: the place cannot be written; nothing half-written is left.
     """
     kind = picture_format(path)
-    write_atomically(path, lambda temporary: image.save(temporary, kind))
+    told = {} if metadata or not isinstance(image, Picture) else {"metadata": False}
+    write_atomically(path, lambda temporary: image.save(temporary, kind, **told))
 
 
 def picture_format(path: Path) -> str:
@@ -123,35 +98,17 @@ def picture_format(path: Path) -> str:
     return kind
 
 
-def read_request(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The request and the model that made a picture of ours.
-
-    Raises:
-        RequestError: not a picture, or one that does not carry a request.
-    """
-    if path.exists() and not path.is_file():  # a pipe would hang when opened
-        raise RequestError(f"{path} is not a file; --from takes a picture")
-    try:
-        with Image.open(path) as image:
-            text = image.info.get(KEY)
-    except FileNotFoundError:
-        raise RequestError(f"no such picture: {path}") from None
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError) as error:
-        raise RequestError(f"{path} is not a picture that can be read: {error}") from None
-    try:
-        data = json.loads(text or "")
-        return dict(data["request"]), {str(key): str(value) for key, value in data["model"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise RequestError(f"{path} does not carry a request of Reverie (PNG text chunk {KEY!r})") from None
-
-
 def fingerprint(model: Model) -> dict[str, str]:
     """Name, source and SHA-256 of a model, for metadata."""
     files = sorted({path for paths in model.parts.identity.files.values() for path in paths})
-    digest = hash_files(tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
     name = model.source.stem if model.source.is_file() else model.source.name
     source = BUNDLED_SOURCE if model.source == bundled_path() else str(model.source)
-    return {"name": name, "source": source, "family": model.parts.identity.family, "hash": digest}
+    return {"name": name, "source": source, "family": model.parts.identity.family, "hash": hash_paths(files)}
+
+
+def hash_paths(files: Sequence[Path]) -> str:
+    """SHA-256 of files as they are now; read again only when size or time have changed."""
+    return hash_files(tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
 
 
 @cache
@@ -164,3 +121,17 @@ def hash_files(files: tuple[tuple[str, int, int], ...]) -> str:
     if len(digests) == 1:
         return digests[0].hexdigest()
     return hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest()
+
+
+def _picture_hashes(request: Request) -> dict[str, str]:
+    """SHA-256 of the pictures that a request begins with, by field; of those that are still there."""
+    found = {}
+    for name in ("image", "mask"):
+        value = getattr(request, name)
+        if value is None:
+            continue
+        if value.startswith("data:"):
+            found[name] = own.picture_hash(value)
+        elif Path(value).expanduser().is_file():
+            found[name] = hash_paths([Path(value).expanduser()])
+    return found

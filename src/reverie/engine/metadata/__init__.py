@@ -1,0 +1,1 @@
+"""What pictures say about their making: writing it, and reading it from pictures of many programs."""

@@ -1,0 +1,55 @@
+"""SwarmUI's `sui_image_params`."""
+
+from typing import Any
+
+from reverie.engine.metadata.keys import Keys
+from reverie.engine.metadata.report import ADAPTER, NO_IMAGE, NO_MASK, OWN_VAE, REFINER, Found, parse_object
+from reverie.errors import RequestError
+
+PROGRAM = "SwarmUI"
+FIELDS = {"seed": "seed", "steps": "steps", "cfgscale": "guidance_scale", "width": "width", "height": "height",
+          "variationseed": "variation_seed", "variationseedstrength": "variation_strength",
+          "initimagecreativity": "strength"}  # fmt: skip
+SEAMLESS = {"true": "both", "X-Only": "x", "Y-Only": "y"}
+SILENT = frozenset({"aspectratio", "imageformat", "nopreviews", "swarm_version", "date", "generation_time", "images",
+                    "original_prompt", "used_wildcards", "wildcardseed", "wildcardseedbehavior", "prep_time",
+                    "automaticvae", "colordepth", "donotsave", "personalnote"})  # fmt: skip
+WHY = {"vae": OWN_VAE, "loras": ADAPTER, "loraweights": ADAPTER, "refinermodel": REFINER,
+       "refinercontrolpercentage": REFINER, "refinermethod": REFINER, "refinerupscale": REFINER,
+       "initimage": NO_IMAGE,
+       "maskimage": NO_MASK}  # fmt: skip
+
+
+def read(text: str) -> Found:
+    """What the JSON says.
+
+    Raises:
+        RequestError: not JSON of SwarmUI.
+    """
+    whole = parse_object(text, "the metadata of SwarmUI")
+    settings = whole.get("sui_image_params")
+    if not isinstance(settings, dict):
+        raise RequestError("the metadata of SwarmUI have no object sui_image_params")
+    keys = Keys(settings)
+    keys.fields = {"preset": "comfy", "dialect": "comfy"}
+    keys.words(keys.text("prompt"), keys.text("negativeprompt"))
+    keys.plain(FIELDS)
+    for old, new in (("comfyuisampler", "sampler"), ("comfyuischeduler", "scheduler")):
+        keys.left.setdefault(new, keys.take(old))
+    keys.sampler("sampler", "scheduler")
+    layer = keys.take("clipstopatlayer")
+    if isinstance(layer, int) and layer < 0:
+        keys.fields["clip_skip"] = -layer
+    if seamless := SEAMLESS.get(str(keys.take("seamlesstileable"))):
+        keys.fields["seamless"] = seamless
+    keys.model = {"name": keys.text("model")} | _hash(whole.get("sui_models"))
+    version = keys.text("swarm_version")
+    return keys.found(f"{PROGRAM} {version}".strip(), text, why=WHY, silent=SILENT)
+
+
+def _hash(models: Any) -> dict[str, str]:
+    """SHA-256 of the checkpoint, which SwarmUI writes with 0x."""
+    for model in models if isinstance(models, list) else []:
+        if isinstance(model, dict) and model.get("param") == "model" and isinstance(model.get("hash"), str):
+            return {"hash": model["hash"].removeprefix("0x")}
+    return {}
