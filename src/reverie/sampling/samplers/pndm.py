@@ -29,6 +29,7 @@ def pndm(
     process: Process,
     stride: int | None = None,
     quantity: Quantity = "epsilon",
+    skip: bool = False,
 ) -> Tensor:
     """DDIM steps along a direction extrapolated from up to four answers; the first step is done twice, as Heun's.
 
@@ -37,6 +38,8 @@ def pndm(
     Args:
         stride: land this many timesteps below instead of at the next visited sigma, as diffusers does.
         quantity: what is extrapolated: the noise (the paper), or v for models that say v (diffusers).
+        skip: take what the doubled first step gave to be one level further down. diffusers does so where its image to
+            image pipeline enters the table of timesteps behind the one that stands there twice.
     """
     (sigma, visited), *steps = pairs(sigmas)
     final = float(sigmas[-1])
@@ -49,6 +52,9 @@ def pndm(
     start = sigma if stride is None else process.sigma(round(process.timestep(visited)) + stride)
     x = _move(relabelled(x, process, sigma, start), start, visited, mean, process, quantity)
     history = [first]
+    if skip:
+        further = steps[0][1]
+        x, steps = relabelled(x, process, visited, further), steps[1:]
     for sigma, visited in steps:
         history = [_answer(denoise, x, sigma, process, quantity), *history][:4]
         direction = reduce(add, (w * h for w, h in zip(WEIGHTS[len(history)], history, strict=True)))
