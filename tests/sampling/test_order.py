@@ -1,122 +1,115 @@
-"""Every sampler on a Gaussian, where denoiser and solution are known in closed form.
+"""Every sampler on a Gaussian, where denoiser, solution and marginals are known in closed form."""
 
-If pixels are N(mu, s²), the best denoiser is `x0 = (s² x + sigma² mu) / (s² + sigma²)`, and the probability-flow ODE
-has the solution `x(b) = mu + (x(a) - mu) sqrt((s² + b²) / (s² + a²))`.
-"""
-
-import inspect
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-import reverie.sampling.samplers
-from reverie.diffusion.noise import SeededNoise
-from reverie.diffusion.process import Process
-from reverie.diffusion.spacing import SPACINGS, space
-from reverie.sampling.registry import Sampler, load_all
+from reverie.diffusion.process import AnyProcess
+from reverie.diffusion.spacing import space
 from reverie.sampling.samplers.lms import coefficients
-from reverie.types import Denoise
+from tests.sampling import mixture
+from tests.sampling.gaussian import (
+    FLOW,
+    MEAN,
+    SAMPLERS,
+    VP,
+    Path,
+    denoiser,
+    logarithmic,
+    run,
+    silent,
+    solution,
+    variance,
+)
 
-MEAN, DEVIATION = 0.3, 0.5
-PROCESS = Process.named()
-ZERO_SNR = Process.named(zero_terminal_snr=True)
-SAMPLERS = load_all()
 NAMES = list(SAMPLERS)
-DETERMINISTIC = [name for name in NAMES if not SAMPLERS[name].stochastic]
+DETERMINISTIC = [name for name in NAMES if not SAMPLERS[name].stochastic and not SAMPLERS[name].adaptive]
+DISTILLED = {"lcm", "tcd"}  # made for networks that answer where the ODE ends, not with the mean
+STOCHASTIC = [name for name in NAMES if name not in DISTILLED]
 # (sampler, options) for everything that adds noise
-NOISY: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in NAMES if SAMPLERS[name].stochastic]
-NOISY += [(name, {"eta": eta}) for name in NAMES if "eta" in SAMPLERS[name].options for eta in (0.5, 1.0)]
+NOISY: list[tuple[str, dict[str, Any]]] = [(name, {}) for name in STOCHASTIC if SAMPLERS[name].stochastic]
+NOISY += [(name, {"eta": 0.5}) for name in STOCHASTIC if "eta" in SAMPLERS[name].options]
+NOISY += [(n, {"eta": 1.0}) for n in STOCHASTIC if "eta" in SAMPLERS[n].options and not SAMPLERS[n].stochastic]
+NOISY += [(name, {"s_churn": 5.0}) for name in STOCHASTIC if "s_churn" in SAMPLERS[name].options]
+FLOWING = [(name, options) for name, options in NOISY if SAMPLERS[name].flow]
+TIGHT = {"rtol": 0.002, "atol": 0.0003}  # for dpm_adaptive
+# Errors are added up over several, because on one alone the leading terms of a method may cancel.
+INTERVALS = ((2.0, 0.3), (8.0, 0.5), (1.0, 0.1))
+FLOW_INTERVALS = ((0.9, 0.3), (0.8, 0.1))
+Grid = Callable[[float, float, int], Tensor]
 
 
-def gaussian(x: Tensor, sigma: float) -> Tensor:
-    """The denoiser of N(MEAN, DEVIATION²)."""
-    s = DEVIATION**2
-    return (s * x + sigma**2 * MEAN) / (s + sigma**2)
-
-
-def solution(x: Tensor, start: float, end: float) -> Tensor:
-    """Where the ODE takes `x`."""
-    return MEAN + (x - MEAN) * math.sqrt((DEVIATION**2 + end**2) / (DEVIATION**2 + start**2))
-
-
-def silent() -> Tensor:
-    raise AssertionError("a deterministic sampler asked for noise")
-
-
-def run(name: str, x: Tensor, sigmas: Tensor, process: Process = PROCESS, **options: Any) -> Tensor:
-    noise = options.pop("noise", silent)
-    result: Tensor = SAMPLERS[name].function(gaussian, x, sigmas, noise=noise, process=process, **options)
-    return result
-
-
-def logarithmic(start: float, end: float, n: int) -> Tensor:
-    """Equal steps of log sigma: the clock of DPM-Solver, and smooth, which is all that the others need."""
-    return torch.linspace(math.log(start), math.log(end), n + 1, dtype=torch.float64).exp()
-
-
-def error(name: str, sigmas: Tensor) -> float:
+def error(name: str, sigmas: Tensor, process: AnyProcess = VP, **options: Any) -> float:
     start, end = float(sigmas[0]), float(sigmas[-1])
-    x = torch.linspace(-2, 2, 9, dtype=torch.float64) * math.sqrt(DEVIATION**2 + start**2)
-    return float((run(name, x, sigmas) - solution(x, start, end)).abs().max())
+    x = torch.linspace(-2, 2, 9, dtype=torch.float64) * math.sqrt(variance(process, start))
+    got = run(name, x, sigmas, process, **options)
+    return float((got - solution(process, x, start, end)).abs().max())
 
 
-def measured_order(name: str, grid: Callable[[int], Tensor], n: int) -> float:
+def measured_order(name: str, grid: Grid, n: int, process: AnyProcess = VP) -> float:
     """log2 of how much half the step gains."""
-    return math.log2(error(name, grid(n)) / error(name, grid(2 * n)))
+    intervals = INTERVALS if process is VP else FLOW_INTERVALS
+    few, many = (sum(error(name, grid(*ends, k), process) for ends in intervals) for k in (n, 2 * n))
+    return math.log2(few / many)
+
+
+def karras(start: float, end: float, n: int) -> Tensor:
+    ramp = torch.linspace(0, 1, n + 1, dtype=torch.float64)
+    roots: Tensor = start ** (1 / 7) + ramp * (end ** (1 / 7) - start ** (1 / 7))
+    return roots**7
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_is_the_registered_one(name: str) -> None:
-    """Between two positive sigmas, 256 and 512 steps.
+    """Between positive sigmas, 96 and 192 steps (both divide by 3, which matters to dpm_fast).
 
-    Measured: euler, ddim, heun, pndm within 0.005 of it; dpmpp_2m 2.01; lms 2.02.
-
-    0.1 leaves room for the higher terms at 256 steps, and is far below 1.
+    0.1 leaves room for the higher terms (measured: at most 0.03), and is far below 1.
     """
-    order = measured_order(name, lambda n: logarithmic(2.0, 0.3, n), 256)
-    assert order == pytest.approx(SAMPLERS[name].order, abs=0.1)
+    assert measured_order(name, logarithmic, 96) == pytest.approx(SAMPLERS[name].order, abs=0.1)
 
 
-@pytest.mark.parametrize("spacing", ["karras", "time"])
+@pytest.mark.parametrize("name", [name for name in DETERMINISTIC if SAMPLERS[name].flow])
+def test_order_holds_for_rectified_flow(name: str) -> None:
+    """Measured: within 0.07 (heunpp2)."""
+    assert measured_order(name, logarithmic, 192, FLOW) == pytest.approx(SAMPLERS[name].order, abs=0.1)
+
+
 @pytest.mark.parametrize("name", DETERMINISTIC)
-def test_order_holds_on_other_smooth_spacings(name: str, spacing: str) -> None:
-    def grid(n: int) -> Tensor:
-        u = torch.linspace(0, 1, n + 1, dtype=torch.float64)
-        if spacing == "karras":
-            roots: Tensor = 2.0 ** (1 / 7) + u * (0.3 ** (1 / 7) - 2.0 ** (1 / 7))
-            return roots**7
-        first, last = PROCESS.timestep(2.0), PROCESS.timestep(0.3)
-        return torch.tensor([PROCESS.sigma(float(t)) for t in first + u * (last - first)], dtype=torch.float64)
-
-    # The table of sigmas is linear between timesteps: about as many steps as timesteps blur the order a little.
-    order = measured_order(name, grid, 64 if spacing == "time" else 256)
-    assert order >= SAMPLERS[name].order - 0.25
+def test_order_holds_on_karras_spacing(name: str) -> None:
+    """Measured: at most 0.1 below."""
+    assert measured_order(name, karras, 192) >= SAMPLERS[name].order - 0.25
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)
 def test_solution_is_reached_from_the_models_own_range(name: str) -> None:
-    """The whole range of Stable Diffusion in 256 steps; errors: 6e-3 (euler, ddim), at most 7.5e-5 (the others)."""
-    bound = {1: 1e-2, 2: 2e-4}[SAMPLERS[name].order]
-    assert error(name, logarithmic(PROCESS.sigma_max, PROCESS.sigma_min, 256)) < bound
+    """The whole range of Stable Diffusion in 256 steps."""
+    bound = {1: 1e-2, 2: 2e-4, 3: 2e-5}[SAMPLERS[name].order]
+    assert error(name, logarithmic(VP.sigma_max, VP.sigma_min, 256)) < bound
+
+
+@pytest.mark.parametrize("name", sorted({n for n, o in NOISY if "eta" in o and not SAMPLERS[n].adaptive}))
+def test_without_fresh_noise_it_is_the_ode(name: str) -> None:
+    """At eta 0 the samplers that add noise solve the ODE: the first-order ones come within 3e-3 in 192 steps."""
+    drawn: Callable[..., Tensor] = Path((9,))  # with weight 0
+    assert error(name, logarithmic(2.0, 0.3, 192), eta=0.0, noise=drawn) < 6e-3
 
 
 def test_lms_is_of_order_4_once_it_has_four_slopes() -> None:
     """Steps that double from h² to h keep the error of the Euler start at h⁴, the order of the rest. Measured: 3.92."""
 
-    def grid(n: int) -> Tensor:
+    def grid(start: float, end: float, n: int) -> Tensor:
         h = 1 / n
         u, step = [0.0], h * h
         while u[-1] < 1:
             u.append(min(u[-1] + min(step, h), 1.0))
             step *= 2
         ramp = torch.tensor(u, dtype=torch.float64)
-        return (math.log(2.0) + ramp * (math.log(0.3) - math.log(2.0))).exp()
+        return (math.log(start) + ramp * (math.log(end) - math.log(start))).exp()
 
     assert measured_order("lms", grid, 64) == pytest.approx(4, abs=0.2)
 
@@ -128,18 +121,35 @@ def test_lms_integrates_cubics_exactly() -> None:
         assert got == pytest.approx((end ** (power + 1) - start ** (power + 1)) / (power + 1), rel=1e-10)
 
 
-@pytest.mark.parametrize(("steps", "first_order"), [(14, True), (15, False)])
-def test_last_step_of_dpmpp_2m_is_of_first_order_when_steps_are_few(steps: int, first_order: bool) -> None:
-    """`lower_order_final` of diffusers' DPMSolverMultistepScheduler: below 15 steps."""
+def test_dpm_fast_is_of_order_3_where_its_last_step_is_of_order_2() -> None:
+    """191 and 383 evaluations are 64 and 128 steps, all of third order but the last."""
+    few, many = (error("dpm_fast", logarithmic(2.0, 0.3, n)) for n in (191, 383))
+    assert math.log2(few / many) == pytest.approx(3, abs=0.1)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpm_adaptive_comes_as_near_as_it_is_told(order: int) -> None:
+    """The tolerance bounds the error of a step. Measured: 0.13 and 0.03 at 0.05, 7e-4 and 8e-4 at 0.0005."""
+    sigmas = logarithmic(VP.sigma_max, VP.sigma_min, 1)
+    loose, tight = (error("dpm_adaptive", sigmas, order=order, rtol=t, atol=t / 6) for t in (0.05, 0.0005))
+    assert loose < 0.2
+    assert tight < 2e-3
+
+
+@pytest.mark.parametrize(("steps", "option", "first_order"), [(14, None, True), (15, None, False), (9, False, False)])
+def test_last_step_of_dpmpp_2m_is_of_first_order_when_steps_are_few(
+    steps: int, option: bool | None, first_order: bool
+) -> None:
+    """`lower_order_final` of diffusers' DPMSolverMultistepScheduler, below 15 steps; k-diffusion has no such rule."""
     seen: list[tuple[Tensor, float, Tensor]] = []
 
     def watching(x: Tensor, sigma: float) -> Tensor:
-        seen.append((x, sigma, gaussian(x, sigma)))
+        seen.append((x, sigma, denoiser(VP)(x, sigma)))
         return seen[-1][2]
 
-    start = torch.tensor([3.0], dtype=torch.float64)
     sigmas = logarithmic(8.0, 0.2, steps)
-    got = SAMPLERS["dpmpp_2m"].function(watching, start, sigmas, noise=silent, process=PROCESS)
+    start = torch.tensor([3.0], dtype=torch.float64)
+    got = run("dpmpp_2m", start, sigmas, denoise=watching, lower_order_final=option)
     x, sigma, x0 = seen[-1]
     down = float(sigmas[-1])
     step = x0 + (down / sigma) * (x - x0)  # DPM-Solver++ of order 1 is DDIM
@@ -149,140 +159,93 @@ def test_last_step_of_dpmpp_2m_is_of_first_order_when_steps_are_few(steps: int, 
 def test_pndm_loses_an_order_on_irregular_steps() -> None:
     """Its weights are those of equal steps; the docstring says so, and this keeps it honest."""
 
-    def grid(n: int) -> Tensor:
+    def grid(start: float, end: float, n: int) -> Tensor:
         u = torch.linspace(0, 1, n + 1, dtype=torch.float64)
         u[1:-1:2] += 0.3 / n
-        return (math.log(2.0) + u * (math.log(0.3) - math.log(2.0))).exp()
+        return (math.log(start) + u * (math.log(end) - math.log(start))).exp()
 
     assert measured_order("pndm", grid, 256) == pytest.approx(1, abs=0.2)
 
 
+def sampled(name: str, sigmas: Tensor, process: AnyProcess, options: dict[str, Any]) -> Tensor:
+    """10,000 pixels from noise."""
+    path = Path((10_000,))
+    start = float(sigmas[0])
+    if SAMPLERS[name].adaptive:
+        options = {**options, **TIGHT}
+    x = process.alpha(start) * MEAN + path() * math.sqrt(variance(process, start))
+    return run(name, x, sigmas, process, noise=path, **options)
+
+
+def check_marginal(x: Tensor, process: AnyProcess, sigma: float) -> None:
+    """Mean within 4 standard errors; deviation within 4 and the 2 % that 100 steps of finite size may take."""
+    deviation = math.sqrt(variance(process, sigma))
+    error = deviation / math.sqrt(len(x))
+    assert float(x.mean()) == pytest.approx(process.alpha(sigma) * MEAN, abs=4 * error)
+    assert float(x.std()) == pytest.approx(deviation, abs=4 * error / math.sqrt(2) + 0.02 * deviation)
+
+
 @pytest.mark.parametrize(("name", "options"), NOISY)
 def test_noisy_samplers_keep_mean_and_variance(name: str, options: dict[str, Any]) -> None:
-    """200 steps of 20000 pixels. The seed is fixed; measured: mean within 0.006, deviation within 0.011.
-
-    Statistics: the mean's standard error is s / sqrt(20000) = 0.0035, the deviation's s / sqrt(40000) = 0.0025;
-    steps of finite size take up to 2 % from the deviation.
-    """
-    sigmas = space("karras", 200, PROCESS)
-    g = torch.Generator().manual_seed(0)
-
-    def noise() -> Tensor:
-        return torch.randn(20_000, generator=g, dtype=torch.float64)
-
-    x = run(name, noise() * PROCESS.sigma_max, sigmas, noise=noise, **options)
-    assert float(x.mean()) == pytest.approx(MEAN, abs=0.015)
-    assert float(x.std()) == pytest.approx(DEVIATION, abs=0.015)
+    sigmas = space("karras", 100, VP)
+    ends_above = name in {"dpm_fast", "dpm_adaptive"}  # at the last sigma above 0
+    check_marginal(sampled(name, sigmas, VP, options), VP, float(sigmas[-2]) if ends_above else 0.0)
 
 
-@pytest.mark.parametrize(("name", "options"), NOISY)
+@pytest.mark.parametrize(("name", "options"), [case for case in NOISY if "eta" not in case[1]])
 def test_noisy_samplers_keep_the_marginal_on_the_way(name: str, options: dict[str, Any]) -> None:
     """Stopped at sigma 0.5, the variance is s² + 0.25: not only the end is right."""
-    sigmas = logarithmic(PROCESS.sigma_max, 0.5, 200)
-    g = torch.Generator().manual_seed(1)
-
-    def noise() -> Tensor:
-        return torch.randn(20_000, generator=g, dtype=torch.float64)
-
-    x = run(name, noise() * PROCESS.sigma_max, sigmas, noise=noise, **options)
-    assert float(x.mean()) == pytest.approx(MEAN, abs=0.025)
-    assert float(x.std()) == pytest.approx(math.sqrt(DEVIATION**2 + 0.25), abs=0.025)
+    sigmas = logarithmic(VP.sigma_max, 0.5, 100)
+    check_marginal(sampled(name, sigmas, VP, options), VP, 0.5)
 
 
-def draw(name: str, seed: int, **options: Any) -> Tensor:
-    noise = SeededNoise([seed], (4, 3, 3))
-    return run(name, noise() * PROCESS.sigma_max, space("leading", 12, PROCESS), noise=noise, **options)
+@pytest.mark.parametrize(("name", "options"), FLOWING)
+def test_noisy_samplers_keep_the_marginals_of_rectified_flow(name: str, options: dict[str, Any]) -> None:
+    """From pure noise, whose log-SNR is infinite, to sigma 0.2."""
+    sigmas = torch.linspace(1.0, 0.2, 101, dtype=torch.float64)
+    check_marginal(sampled(name, sigmas, FLOW, options), FLOW, 0.2)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_repeatable(name: str) -> None:
-    assert torch.equal(draw(name, 5), draw(name, 5))
-    assert not torch.equal(draw(name, 5), draw(name, 6))
+@pytest.mark.parametrize(("process", "start"), [(VP, VP.sigma_max), (FLOW, 1.0)])
+def test_lcm_keeps_the_marginals_of_a_consistent_network(process: AnyProcess, start: float) -> None:
+    def consistent(x: Tensor, sigma: float) -> Tensor:
+        return solution(process, x, sigma, 0.0)
+
+    sigmas = torch.tensor([start, 0.7, 0.4, 0.2], dtype=torch.float64)
+    x = sampled("lcm", sigmas, process, {"denoise": consistent})
+    check_marginal(x, process, 0.2)
+    check_marginal(sampled("lcm", torch.cat([sigmas, torch.zeros(1)]), process, {"denoise": consistent}), process, 0.0)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_thread_safe(name: str) -> None:
-    """Eight at once give what they give one after the other."""
-    alone = [draw(name, seed) for seed in range(8)]
-    with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(lambda seed: draw(name, seed), list(range(8)) * 4))
-    assert all(torch.equal(a, b) for a, b in zip(alone * 4, together, strict=True))
+MIXED = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("n", [1, 2, 3, 20])
-@pytest.mark.parametrize("name", NAMES)
-def test_number_of_evaluations(name: str, n: int) -> None:
-    calls: list[float] = []
+@cache
+def by_runge_kutta(start: float, end: float, n: int) -> Tensor:
+    """Where the ODE of the mixture under rectified flow takes MIXED, by the classical method of order 4."""
 
-    def counted(x: Tensor, sigma: float) -> Tensor:
-        calls.append(sigma)
-        return gaussian(x, sigma)
+    def d(x: Tensor, sigma: float) -> Tensor:
+        return (x - mixture.denoise_flow(x, sigma)) / sigma
 
-    entry, noise = SAMPLERS[name], SeededNoise([0], (2,))
-    x = noise() * PROCESS.sigma_max
-    entry.function(counted, x, space("leading", n, PROCESS), noise=noise, process=PROCESS)
-    assert len(calls) == entry.evaluations(n)
-    assert all(sigma > 0 for sigma in calls)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_one_step_to_zero_is_the_first_answer(name: str) -> None:
-    noise = SeededNoise([0], (5,))
-    x = noise().double() * 10
-    got = run(name, x, torch.tensor([10.0, 0.0], dtype=torch.float64), noise=noise)
-    # x + (0 - sigma) (x - x0) / sigma rounds at the size of x
-    torch.testing.assert_close(got, gaussian(x, 10.0), rtol=0, atol=1e-13)
+    x, h = MIXED, (end - start) / n
+    for i in range(n):
+        t = start + i * h
+        k1 = d(x, t)
+        k2 = d(x + h / 2 * k1, t + h / 2)
+        k3 = d(x + h / 2 * k2, t + h / 2)
+        k4 = d(x + h * k3, t + h)
+        x = x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+    return x
 
 
-@pytest.mark.parametrize("spacing", list(SPACINGS))
-@pytest.mark.parametrize("name", NAMES)
-def test_float32_survives_zero_terminal_snr(name: str, spacing: str) -> None:
-    """From sigma 4096 in float32; no picture is far from the data's N(0.3, 0.5²)."""
-    noise = SeededNoise([1], (4, 8, 8))
-    x = noise() * ZERO_SNR.sigma_max
-    got = run(name, x, space(spacing, 20, ZERO_SNR), ZERO_SNR, noise=noise)
-    assert got.dtype == torch.float32
-    assert torch.isfinite(got).all()
+@pytest.mark.parametrize("name", [n for n in NAMES if SAMPLERS[n].flow and not SAMPLERS[n].stochastic])
+def test_a_mixture_under_rectified_flow(name: str) -> None:
+    """From pure noise to sigma 0.05, 100 steps, against 250 steps of a method of order 4.
 
-
-@pytest.mark.parametrize("place", [0, 2, 4])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_step_of_no_length_does_no_harm(name: str, place: int) -> None:
-    """Spacings repeat a sigma where timesteps round to one (1000 steps) or Karras meets a final sigma above 0."""
-    sigmas = [8.0, 4.0, 2.0, 1.0, 0.5]
-    sigmas.insert(place, sigmas[place])
-    noise = SeededNoise([1], (4,))
-    got = run(name, noise() * 8, torch.tensor(sigmas, dtype=torch.float64), noise=noise)
-    assert torch.isfinite(got).all()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_x_is_not_changed_in_place(name: str) -> None:
-    noise = SeededNoise([1], (4,))
-    x = torch.ones(1, 4)
-    run(name, x, space("karras", 5, PROCESS), noise=noise)
-    assert torch.equal(x, torch.ones(1, 4))
-
-
-def test_one_file_a_sampler() -> None:
-    folder = Path(reverie.sampling.samplers.__file__).parent
-    stems = {file.stem for file in folder.glob("[a-z]*.py")}
-    assert set(NAMES) == stems
-    for name in NAMES:
-        assert Path(inspect.getsourcefile(SAMPLERS[name].function) or "").stem == name
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_registration_tells_what_one_needs_to_know(name: str) -> None:
-    entry: Sampler = SAMPLERS[name]
-    parameters = inspect.signature(entry.function).parameters
-    assert list(parameters)[:3] == ["denoise", "x", "sigmas"]
-    assert set(entry.options) <= set(parameters)
-    assert entry.function.__doc__
-    assert entry.source
-    assert SAMPLERS.name(entry.diffusers) == name  # the class of diffusers is an alias
-
-
-def test_denoise_type_is_the_only_contract() -> None:
-    denoise: Denoise = gaussian  # mypy checks that a plain function is enough
-    assert denoise(torch.zeros(1), 1.0).shape == (1,)
+    Measured: 1.2e-2 for those of first order, at most 1.3e-3 for the others.
+    """
+    options = TIGHT if SAMPLERS[name].adaptive else {}
+    got = run(name, MIXED, torch.linspace(1.0, 0.05, 101, dtype=torch.float64), FLOW, denoise=mixture.denoise_flow,
+              noise=silent, **options)  # fmt: skip
+    first_order = SAMPLERS[name].order == 1
+    torch.testing.assert_close(got, by_runge_kutta(1.0, 0.05, 250), rtol=0, atol=2e-2 if first_order else 2e-3)

@@ -71,7 +71,8 @@ PRESETS.add(
         automatic={"ddim": "ddim_uniform", "ddim_cfg_pp": "ddim_uniform", "pndm": "ddim_uniform",
                    "unipc": "sgm_uniform", "lcm": "lcm_uniform"},
         ends={"ddim": "visited", "ddim_cfg_pp": "visited", "pndm": "visited", "unipc": "smallest"},
-        options={"unipc": {"variant": "bh1", "order": 3}, "lcm": {"timestep_scaling": 10.0}},
+        options={"unipc": {"variant": "bh1", "order": 3}, "lcm": {"timestep_scaling": 10.0},
+                 "dpmpp_2m": {"lower_order_final": False}, "dpm_fast": {"eta": 1.0}, "dpm_adaptive": {"eta": 1.0}},
     ),
     ("automatic1111", "forge"),
 )  # fmt: skip
@@ -83,6 +84,7 @@ PRESETS.add(
         means={"beta": "beta_timesteps", "align_your_steps": "ays", "align_your_steps_gits": "gits",
                "linspace": "uniform", "trailing": "simple", "leading": "ddim_uniform"},
         options={"unipc": {"variant": "bh1", "order": 3}, "deis": {"order": 3},
+                 "dpmpp_2m": {"lower_order_final": False, "log_sigma": True}, "lms": {"denoise_final": True},
                  "sa_solver": {"predictor_order": 3, "corrector_order": 4, "simplified": False},
                  "sa_solver_pece": {"predictor_order": 3, "corrector_order": 4, "simplified": False}},
     ),

@@ -30,6 +30,9 @@ class Sampler:
         unconditional: takes the option `unconditional`, a `Denoise` that answers for the negative prompt alone at the
             point where `denoise` was last asked (the CFG++ forms).
         discards: presets (`a1111`, `comfy`) that leave out the last sigma above zero for it.
+        flow: it holds for rectified flow too.
+        adaptive: it chooses its own steps between the ends of `sigmas`, for the batch as a whole: so that a picture
+            does not depend on its neighbours it is to be drawn alone.
         whole_timesteps, extra_point: how diffusers' class spaces its steps (see `SpacingRules`).
         unit_start: that class starts from `sqrt(1 + sigma²) noise` for every spacing, not from `sigma noise`.
         fixed_stride: that class lands at `t - T // n`, wherever the next step begins.
@@ -47,6 +50,8 @@ class Sampler:
     brownian: bool = False
     unconditional: bool = False
     discards: tuple[str, ...] = ()
+    flow: bool = False
+    adaptive: bool = False
     whole_timesteps: bool = False
     extra_point: bool = False
     unit_start: bool = False

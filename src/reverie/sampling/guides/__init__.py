@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from torch import Tensor
 from torch.nn import functional
 
-from reverie.diffusion.process import FlowProcess, Process
+from reverie.diffusion.process import AnyProcess
 from reverie.errors import RequestError
 from reverie.registry import Registry
 from reverie.sampling.guidance import Answers, Guidance, Guide, Role, Weight
@@ -40,7 +40,7 @@ class Context:
     """
 
     layout: Layout
-    process: Process | FlowProcess
+    process: AnyProcess
 
 
 @dataclass(frozen=True)
