@@ -12,7 +12,7 @@ from reverie.sampling.steps import pairs
 from reverie.types import Denoise, Noise
 
 
-@sampler("midpoint", order=2, source="the explicit midpoint rule", diffusers="none", evaluations=lambda n: 2 * n)
+@sampler("midpoint", order=2, source="the explicit midpoint rule", evaluations=lambda n: 2 * n)
 def midpoint(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise, process: Process) -> Tensor:
     """Take the slope from the middle of the step."""
     for sigma, down in pairs(sigmas):

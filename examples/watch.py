@@ -1,4 +1,4 @@
-"""Watch a picture come about: wrap `denoise` and keep the model's answer at every step."""
+"""Watch a picture come about: keep the model's answer at every step and decode them all."""
 
 import sys
 from pathlib import Path
@@ -8,20 +8,18 @@ from PIL import Image
 from torch import Tensor
 
 import reverie
-from reverie.engine import generate as engine
 from reverie.engine.request import Request
 
 
 def main(out: Path) -> None:
     model = reverie.load()
     answers: list[Tensor] = []
-    todo = engine.plan(model, engine.resolve(model, Request(prompt="a smiling sun", seed=1, steps=8)))
-    conditions = engine.encode(model, ["a smiling sun", ""], clip_skip=1)
-    engine.sample(model, todo, conditions, [1], lambda sigma, x0: answers.append(x0))
-    pictures = engine.finish(model, torch.cat(answers), upscaler=None)
-    strip = torch.cat(list(pictures), dim=1)
+    request = Request(prompt="a smiling sun", seed=1, steps=8)
+    model.draw(request, watch=lambda done, total, x0: answers.append(x0))
+    pixels = model.decode(torch.cat(answers), request)
+    strip = torch.cat(list(pixels), dim=2).permute(1, 2, 0)
     Image.fromarray((strip * 255).byte().numpy()).save(out)
-    print(out)
+    print(out, len(answers), "answers")
 
 
 if __name__ == "__main__":

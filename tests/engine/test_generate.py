@@ -157,7 +157,7 @@ def test_refusals_are_one_line(model: Model, fields: dict[str, Any], message: st
 
 @pytest.mark.parametrize("sampler", [name for name in load_all() if "eta" not in load_all()[name].options])
 def test_eta_only_for_samplers_that_have_it(model: Model, sampler: str) -> None:
-    with pytest.raises(RequestError, match=f"sampler {sampler} has no eta"):
+    with pytest.raises(RequestError, match=f"sampler {sampler} has no option 'eta'"):
         draw(model, sampler=sampler, eta=0.5)
 
 

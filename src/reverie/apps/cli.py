@@ -6,15 +6,18 @@ import warnings
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
 
 from reverie import __version__
 from reverie.apps import console
-from reverie.engine.request import Request
+from reverie.apps.flags import fields, parameters
 from reverie.errors import ReverieError
+
+if TYPE_CHECKING:
+    from reverie.apps.generating import Session
 
 app = typer.Typer(
     name="reverie",
@@ -54,55 +57,164 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for program
 DebugOption = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
 
+OutOption = Annotated[
+    Path | None, typer.Option("--out", "-o", help="file, or folder; reverie-00001.png here if absent")
+]
+PreviewOption = Annotated[int, typer.Option(min=0, help="show the picture every so many evaluations; 0 never")]
+PreviewOutOption = Annotated[
+    Path | None, typer.Option(help="file for previews, written anew each time; the terminal if absent")
+]
+MetadataOption = Annotated[bool, typer.Option("--metadata/--no-metadata", help="write into pictures what made them")]
+
+
 def request_options(function: Callable[..., None]) -> Callable[..., None]:
     """Give `function` one option for every field of `Request`, named and described by the field."""
-    own = [p for p in introspection.signature(function).parameters.values() if p.name != "fields"]
-    fields = []
-    for name, info in Request.model_fields.items():
-        if name == "prompt":
-            continue
-        kind: Any = info.annotation if info.default is None else info.annotation | None  # type: ignore[operator]
-        annotation = Annotated.__class_getitem__((kind, typer.Option(help=_help(name))))  # type: ignore[attr-defined]
-        place = introspection.Parameter.KEYWORD_ONLY
-        fields.append(introspection.Parameter(name, place, default=None, annotation=annotation))
-    function.__signature__ = introspection.Signature([*own, *fields])  # type: ignore[attr-defined]
+    own = [p for p in introspection.signature(function).parameters.values() if p.name != "flags"]
+    function.__signature__ = introspection.Signature([*own, *parameters()])  # type: ignore[attr-defined]
     return function
 
 
-def _help(name: str) -> str:
-    info = Request.model_fields[name]
-    default = "" if info.default in (None, "") else f" [default: {info.default}]"
-    return f"{info.description}{default}"
+def _session(model: str | None, options: dict[str, Any], how: dict[str, Any]) -> "Session":
+    with console.busy("starting"):  # importing torch takes a while
+        from reverie.apps.generating import Session
+        from reverie.engine.bundle import load
+
+        return Session(load(model, **options), **how)
 
 
 @app.command()
 @request_options
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="what the picture shows")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="file, or folder for several; reverie-00001.png here if absent")
-    ] = None,
+    out: OutOption = None,
     source: Annotated[
-        Path | None, typer.Option("--from", help="draw the picture in this PNG again; other options override")
+        Path | None, typer.Option("--from", help="draw the picture in this file again; other options override")
     ] = None,
     model: ModelOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.auto,
     variant: VariantOption = None,
     prediction: PredictionOption = None,
+    preview: PreviewOption = 0,
+    preview_out: PreviewOutOption = None,
+    metadata: MetadataOption = True,
     as_json: JsonOption = False,
     debug: DebugOption = False,
-    **fields: Any,
+    **flags: Any,
 ) -> None:
-    """Draw pictures for a prompt."""
+    """Draw pictures for a prompt, from a picture, or both."""
     with console.busy("starting"):  # importing torch takes a while
-        from reverie.apps.generating import run_generate
+        from reverie.apps.generating import Previews, run_generate
 
-    given = {name: value for name, value in fields.items() if value is not None}
-    if prompt is not None:
-        given["prompt"] = prompt
+    given = fields(flags) | ({} if prompt is None else {"prompt": prompt})
     options = {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction}
-    run_generate(given, out, source, model, options, as_json)
+    how = {"events": as_json, "previews": Previews(preview, preview_out), "metadata": metadata}
+    run_generate(given, out, source, model, options, how)
+
+
+@app.command()
+@request_options
+def batch(
+    source: Annotated[str, typer.Argument(help="file with a JSON object or a prompt a line; - is stdin")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="folder for the pictures and the journal")] = Path("batch"),
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.auto,
+    variant: VariantOption = None,
+    prediction: PredictionOption = None,
+    metadata: MetadataOption = True,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+    **flags: Any,
+) -> None:
+    """Draw many requests; the same command goes on where it was stopped. Options hold for every line."""
+    options = {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction}
+    session = _session(model, options, {"events": as_json, "metadata": metadata})
+    from reverie.apps.batching import run_batch
+
+    raise typer.Exit(run_batch(source, fields(flags), out, session))
+
+
+@app.command()
+@request_options
+def grid(
+    prompt: Annotated[str | None, typer.Argument(help="what the pictures show")] = None,
+    axis: Annotated[
+        list[str] | None,
+        typer.Option("--axis", "-x", help="field=value,value,... or field=low..high:step; one to three of them"),
+    ] = None,
+    out: OutOption = None,
+    keep: Annotated[Path | None, typer.Option(help="folder for the single pictures too")] = None,
+    model: ModelOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.auto,
+    variant: VariantOption = None,
+    prediction: PredictionOption = None,
+    metadata: MetadataOption = True,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+    **flags: Any,
+) -> None:
+    """Draw every combination of values of up to three fields on one labelled sheet."""
+    options = {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction}
+    session = _session(model, options, {"events": as_json, "metadata": metadata})
+    from reverie.apps.gridding import run_grid
+
+    run_grid(fields(flags) | ({} if prompt is None else {"prompt": prompt}), axis or [], out, keep, session)
+
+
+@app.command()
+def upscale(
+    picture: Annotated[str, typer.Argument(help="picture file")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="file for the larger picture")],
+    upscaler: Annotated[
+        str | None, typer.Option(help="name or file of weights; the one in the package if absent")
+    ] = None,
+    scale: Annotated[float | None, typer.Option(help="enlargement in all; the network's own if absent")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
+    debug: DebugOption = False,
+) -> None:
+    """Enlarge a picture with an upscaling network."""
+    with console.busy("starting"):
+        from reverie.apps.enlarging import run_upscale
+
+    run_upscale(picture, out, upscaler, scale, device)
+
+
+@app.command()
+def read(
+    picture: Annotated[Path, typer.Argument(help="picture of ours, AUTOMATIC1111, ComfyUI, InvokeAI, NovelAI, ...")],
+    form: Annotated[str, typer.Option("--as", help="report, cli, python, json or a1111")] = "report",
+    debug: DebugOption = False,
+) -> None:
+    """Say what made a picture, in words or as something that makes it again."""
+    with console.busy("reading"):
+        from reverie.apps.reading import run_read
+
+    run_read(picture, form)
+
+
+@app.command()
+def tokens(
+    prompt: Annotated[str, typer.Argument(help="a prompt")],
+    dialect: Annotated[str, typer.Option(help="a1111, comfy, compel, plain")] = "a1111",
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Count the tokens of a prompt and show where its chunks end."""
+    with console.busy("starting"):
+        from reverie.apps.inspecting import run_tokens
+
+    run_tokens(prompt, dialect, model, as_json)
+
+
+@app.command()
+def guides(as_json: JsonOption = False, debug: DebugOption = False) -> None:
+    """List the guidance wrappers and their settings."""
+    from reverie.apps.inspecting import run_guides
+
+    run_guides(as_json)
 
 
 @app.command()

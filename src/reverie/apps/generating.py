@@ -1,26 +1,76 @@
-"""`reverie generate`."""
+"""`reverie generate`: draw, show how it goes, save every picture as soon as it is drawn."""
 
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from torch import Tensor
+
 from reverie.apps import console
 from reverie.apps.progress import steps_progress
+from reverie.apps.reading import printable, redraw
+from reverie.apps.terminal import Screen
+from reverie.engine.animation import FORMATS, save_animation
 from reverie.engine.bundle import Model, load
-from reverie.engine.generate import batches, resolve
-from reverie.engine.image import BUNDLED_SOURCE, fingerprint, picture_format, read_request, save_image
+from reverie.engine.generate import Progress, Watch, batches
+from reverie.engine.image import BUNDLED_SOURCE, fingerprint, picture_format, save_image
+from reverie.engine.preview import LinearPreview
 from reverie.engine.request import Request
+from reverie.engine.resolve import resolve
 from reverie.errors import OutputError, RequestError
+
+SHOWN = 384  # pixels of a preview's longer side
+
+
+@dataclass(frozen=True)
+class Previews:
+    """Whether and where pictures are shown before they are finished.
+
+    Attributes:
+        every: evaluations between two; 0 for none.
+        path: a file that is written anew each time; None for the terminal.
+    """
+
+    every: int = 0
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded model and how its user wants to be told.
+
+    Attributes:
+        events: print one JSON object a line for programs.
+        metadata: write into the pictures what made them.
+    """
+
+    model: Model
+    events: bool = False
+    previews: Previews = field(default_factory=Previews)
+    metadata: bool = True
+
+    @contextmanager
+    def watching(self, title: str, place: Mapping[str, Any]) -> Iterator[tuple[Progress, Watch | None]]:
+        """What to call while drawing: a progress line and previews, or events that carry `place`."""
+        watch = _previewing(self.model, self.previews) if self.previews.every else None
+        with steps_progress(title) as show:
+
+            def progress(done: int, total: int) -> None:
+                show(done, total)
+                if self.events:
+                    console.print_event("step", done=done, total=total, **place)
+
+            yield progress, watch
 
 
 def run_generate(
-    given: dict[str, Any],
-    out: Path | None,
-    source: Path | None,
-    model: str | None,
-    options: dict[str, Any],
-    as_json: bool,
-) -> None:
+    given: dict[str, Any], out: Path | None, source: Path | None, model: str | None, options: dict[str, Any],
+    how: dict[str, Any],
+) -> None:  # fmt: skip
     """Draw and save.
 
     Args:
@@ -29,47 +79,96 @@ def run_generate(
         source: a picture whose request is the starting point.
         model: path of the model; else the one that drew `source`; else the bundled one.
         options: `device`, `precision`, `variant`, `prediction` of `reverie.load`.
+        how: `events`, `previews` and `metadata` of the session.
     """
     started = time.perf_counter()
-    fields, made_by = read_request(source) if source else ({}, {})
-    request = Request.of(**{**fields, **given})
-    if source is None and not request.prompt:
+    request, made_by = _wanted(given, source)
+    if source is None and not request.prompt and request.image is None:
         raise RequestError('there is no prompt; say what to draw, for example: reverie generate "a red apple"')
-    paths = targets(out, request.count)
+    frames = request.travel.frames if request.travel else request.count
+    film = bool(request.travel) and out is not None and out.suffix.lower() in FORMATS
+    paths = targets(out, 1 if film or request.only is not None else frames)
     loaded = load(model or _same_model(made_by), **options)
-    if made_by and model is None and fingerprint(loaded)["hash"] != made_by.get("hash"):
+    if made_by and model is None and not fingerprint(loaded)["hash"].startswith(made_by.get("hash", "-")):
         raise RequestError(
             f"{source} was drawn by another {made_by.get('name')} (its hash differs); name one with --model"
         )
     request = resolve(loaded, request)
-    lines = _draw_and_save(loaded, request, paths)
+    session = Session(loaded, **how)
+    saved = save_film(session, request, paths[0]) if film else draw_and_save(session, request, paths, {})
     seconds = time.perf_counter() - started
-    if as_json:
-        console.print_json(
-            {"files": [str(p) for p in paths], "seconds": round(seconds, 3), "model": fingerprint(loaded),
-             "request": request.model_dump(exclude_none=True)}
+    if session.events:
+        console.print_event(
+            "done", files=[str(path) for path in saved], seconds=round(seconds, 3), model=fingerprint(loaded),
+            request=request.model_dump(mode="json", exclude_none=True),
         )  # fmt: skip
-        return
-    for line in lines:
-        console.out.print(line, markup=False)
-    console.note(f"{seconds:.1f} s, {request.sampler}, {request.steps} steps")
+    else:
+        console.note(f"{seconds:.1f} s, {request.sampler}, {request.steps} steps")
 
 
-def _draw_and_save(model: Model, request: Request, paths: list[Path]) -> list[str]:
-    """Save every picture as soon as it is drawn, so that stopping loses none. A line about each."""
-    lines: list[str] = []
+def _wanted(given: dict[str, Any], source: Path | None) -> tuple[Request, dict[str, str]]:
+    """The request, and the model that drew `source` if it was Reverie's."""
+    if source is None:
+        return Request.of(**given), {}
+    request, found = redraw(source, given)
+    for note in found.notes:
+        console.note(printable(f"not carried: {note}"))
+    return request, found.model if found.own else {}
+
+
+def draw_and_save(session: Session, request: Request, paths: list[Path], place: Mapping[str, Any]) -> list[Path]:
+    """Draw a request and save every picture as soon as it is drawn, so that stopping loses none."""
+    saved: list[Path] = []
+    request = resolve(session.model, request)
     try:
-        with steps_progress("drawing") as progress:
-            for result in batches(model, request, progress=progress):
-                for i, image in enumerate(result.images):
-                    path = paths[len(lines)]
-                    save_image(image, path)
-                    lines.append(f"{path}  {image.width}x{image.height}, seed {(result.request.seed or 0) + i}")
+        with session.watching("drawing", place) as (progress, watch):
+            for result in batches(session.model, request, progress=progress, watch=watch):
+                for image, own in zip(result.images, result.own, strict=True):
+                    path = paths[len(saved)]
+                    save_image(image, path, metadata=session.metadata)
+                    saved.append(path)
+                    _tell(session, image, path, own, place)
     except KeyboardInterrupt:
-        if lines:
-            console.note(f"{len(lines)} of {len(paths)} pictures were finished and saved")
+        if saved:
+            console.note(f"{len(saved)} of {len(paths)} pictures were finished and saved")
         raise
-    return lines
+    return saved
+
+
+def save_film(session: Session, request: Request, path: Path) -> list[Path]:
+    """Draw the frames of a journey into one animated picture."""
+    with session.watching("drawing", {}) as (progress, watch):
+        found = list(batches(session.model, request, progress=progress, watch=watch))
+    frames = [image for result in found for image in result.images]
+    save_animation(frames, path, metadata=session.metadata)
+    _tell(session, frames[0], path, found[0].own[0], {"frames": len(frames)})
+    return [path]
+
+
+def _tell(session: Session, image: Image.Image, path: Path, own: Request, place: Mapping[str, Any]) -> None:
+    if session.events:
+        console.print_event("picture", file=str(path), seed=own.seed, width=image.width, height=image.height, **place)
+    else:
+        console.out.print(f"{path}  {image.width}x{image.height}, seed {own.seed}", markup=False)
+
+
+def _previewing(model: Model, wanted: Previews) -> Watch:
+    """Show the picture as it is so far, in the terminal or as a file."""
+    screen, preview = Screen(), LinearPreview(model.ready("vae", model.parts.vae), model.dtype)
+
+    def watch(done: int, total: int, x0: Tensor) -> None:
+        if done % wanted.every and done != total:
+            return
+        pixels = (preview(x0[:1])[0] * 255).round().byte().permute(1, 2, 0).numpy()
+        image = Image.fromarray(pixels)
+        scale = max(SHOWN // max(image.size), 1)
+        image = image.resize((image.width * scale, image.height * scale), Image.Resampling.BICUBIC)
+        if wanted.path is None:
+            screen.show(image)
+        else:
+            save_image(image, wanted.path)
+
+    return watch
 
 
 def targets(out: Path | None, count: int) -> list[Path]:
@@ -87,7 +186,8 @@ def targets(out: Path | None, count: int) -> list[Path]:
         folder, names = out.parent, [out.name]
     else:
         folder, names = out.parent, [f"{out.stem}-{i}{out.suffix}" for i in range(1, count + 1)]
-    picture_format(Path(names[0]))
+    if Path(names[0]).suffix.lower() not in FORMATS:
+        picture_format(Path(names[0]))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".{names[0]}.partial"
@@ -111,6 +211,12 @@ def _free_numbers(folder: Path, prefix: str, count: int) -> range:
 
 
 def _same_model(made_by: dict[str, str]) -> str | None:
-    """The model that a picture names; None for the bundled one, wherever it is installed."""
+    """The model that a picture names; None for the bundled one, wherever it is installed.
+
+    Raises:
+        RequestError: it names a model, but not where that is.
+    """
+    if made_by and "source" not in made_by:
+        raise RequestError(f"the picture does not say where its model {made_by.get('name')} is; name it with --model")
     source = made_by.get("source", BUNDLED_SOURCE)
     return None if source == BUNDLED_SOURCE else source

@@ -9,7 +9,10 @@ from reverie.diffusion.spacing import SPACINGS
 from reverie.engine.image import hash_files
 from reverie.families.base import Parts
 from reverie.families.detect import load_parts
+from reverie.sampling.guides import listing
 from reverie.sampling.registry import load_all
+from reverie.text.count import count
+from reverie.text.tokenizer import ClipTokenizer
 
 
 def report(path: Path, variant: str | None) -> dict[str, Any]:
@@ -69,18 +72,81 @@ def run_samplers(as_json: bool) -> None:
     rows: list[dict[str, Any]] = [
         {
             "name": name, "order": entry.order, "evaluations": entry.evaluations(20), "stochastic": entry.stochastic,
-            "source": entry.source, "aliases": samplers.aliases(name),
+            "options": list(entry.options), "source": entry.source, "aliases": samplers.aliases(name),
         }
         for name, entry in sorted((name, samplers[name]) for name in samplers)
     ]  # fmt: skip
+    spacings: list[dict[str, Any]] = [
+        {
+            "name": name, "source": SPACINGS[name].source, "options": list(SPACINGS[name].options),
+            "aliases": SPACINGS.aliases(name),
+        }
+        for name in sorted(SPACINGS)
+    ]  # fmt: skip
     if as_json:
-        console.print_json({"samplers": rows, "spacings": {name: SPACINGS.aliases(name) for name in SPACINGS}})
+        console.print_json({"samplers": rows, "spacings": spacings})
         return
+    console.out.print("samplers (evaluations for 20 steps)")
     for row in rows:
         order = "stochastic" if row["stochastic"] else f"order {row['order']}"
-        console.out.print(f"{row['name']:<10}{order}, {row['evaluations']} evaluations for 20 steps", markup=False)
-        console.out.print(f"{'':<10}{row['source']}", markup=False)
-        console.out.print(f"{'':<10}also {', '.join(row['aliases'])}", markup=False)
-    for name in SPACINGS:
-        aliases = ", ".join(SPACINGS.aliases(name))
-        console.out.print(f"spacing {name}{f', also {aliases}' if aliases else ''}", markup=False)
+        _entry(row, f"{order}, {row['evaluations']} evaluations")
+    console.out.print("\nspacings")
+    for row in spacings:
+        _entry(row)
+
+
+def _entry(row: dict[str, Any], facts: str = "") -> None:
+    """A few lines about one entry of a table."""
+    lines = [row["source"]]
+    lines += [f"options {', '.join(row['options'])}"] if row.get("options") else []
+    lines += [f"also {', '.join(row['aliases'])}"] if row["aliases"] else []
+    console.out.print(f"{row['name']:<24}{facts or lines.pop(0)}", markup=False)
+    for line in lines:
+        console.out.print(f"{'':<24}{line}", markup=False, style="dim")
+
+
+def run_guides(as_json: bool) -> None:
+    """Print the table of guidance wrappers."""
+    rows = listing()
+    if as_json:
+        console.print_json(rows)
+        return
+    for row in rows:
+        _entry({**row, "options": []}, row["summary"])
+        for setting in row["settings"]:
+            allowed = ", ".join(setting["choices"]) or _range(setting)
+            text = (
+                f"  {setting['name']} = {setting['default']}  {setting['description']}{f' ({allowed})' * bool(allowed)}"
+            )
+            console.out.print(f"{'':<24}{text}", markup=False, style="dim")
+
+
+def _range(setting: dict[str, Any]) -> str:
+    low, high = setting["low"], setting["high"]
+    if low is None and high is None:
+        return ""
+    return f"{'' if low is None else low} to {'' if high is None else high}".strip()
+
+
+def run_tokens(prompt: str, dialect: str, model: str | None, as_json: bool) -> None:
+    """Print how many tokens a prompt has and where its chunks end."""
+    tokenizer = ClipTokenizer.published() if model is None else load_parts(Path(model)).tokenizer
+    found = count(prompt, tokenizer, dialect=dialect)
+    if as_json:
+        console.print_json(found.as_dict())
+        return
+    plural = "" if found.chunks == 1 else "s"
+    console.out.print(
+        f"{found.tokens} tokens in {found.chunks} chunk{plural} of {found.room}; room for {found.until_next} more"
+    )
+    for number, part in enumerate(found.parts, 1):
+        for stage in part.stages:
+            about = [f"part {number}, weight {part.weight:g}"] if len(found.parts) > 1 else []
+            about += [f"up to step {stage.until}"] if len(part.stages) > 1 else []
+            if about:
+                console.out.print(", ".join(about), style="bold")
+            for chunk in stage.chunks:
+                words = " ".join(t.text if t.weight == 1 else f"{t.text}:{t.weight:.3g}" for t in chunk)
+                console.out.print(f"{len(chunk):>4} | {words}", markup=False)
+    for warning in found.warnings:
+        console.note(warning)

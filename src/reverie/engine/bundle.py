@@ -1,24 +1,32 @@
 """A loaded model: its parts, where they live and in which precision, and the one way to draw with them."""
 
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
-from torch import nn
+from PIL.Image import Image
+from torch import Tensor, nn
 
 from reverie.diffusion.parameterisation import PARAMETERISATIONS
+from reverie.engine import latents as latent_space
+from reverie.engine.memory import frugally
 from reverie.engine.request import Request
+from reverie.engine.sources import data_url
+from reverie.engine.upscale import Upscaler, open_upscaler
 from reverie.errors import CheckpointError, RequestError
 from reverie.families.base import Parts
 from reverie.families.detect import load_parts
+from reverie.nets.autoencoder import Autoencoder
+from reverie.nets.seamless import seamless as wrapping
 
 if TYPE_CHECKING:
-    from reverie.engine.generate import Result
+    from reverie.engine.generate import Progress, Result, Watch
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUNDLED = "emoji"
+TILES = (512, 256)  # pixels, tried in this order where memory runs out
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -37,6 +45,7 @@ class Model:
     def __init__(self, parts: Parts, source: Path, device: torch.device, dtype: torch.dtype) -> None:
         self.parts, self.source, self.device, self.dtype = parts, source, device, dtype
         self._ready: set[str] = set()
+        self._wrapped: dict[tuple[str, str], nn.Module] = {}
 
     def ready(self, name: str, module: M) -> M:
         """The part `name`, on the device, in the computing precision, its weights checked.
@@ -55,27 +64,76 @@ class Model:
             self._ready.add(name)
         return module
 
+    def network(self, name: Literal["unet", "vae"], seamless: Literal["none", "x", "y", "both"] = "none") -> nn.Module:
+        """A part, ready; where pictures are to join at their edges, a form of it with the same weights that wraps."""
+        network: nn.Module = self.ready(name, getattr(self.parts, name))
+        if seamless == "none":
+            return network
+        return self._wrapped.setdefault((name, seamless), wrapping(network, seamless))
+
+    def decode(self, latents: Tensor, request: Request) -> Tensor:
+        """Scaled latents -> pixels `(B, 3, H, W)` in [0, 1]; in tiles where asked, or where memory runs out."""
+        vae = self._vae(request)
+        return frugally(
+            "decoding",
+            [
+                (name, partial(latent_space.decode, vae, latents, self.dtype, tile))
+                for name, tile in self._tiles(request)
+            ],
+        )
+
+    def encode(self, pixels: Tensor, request: Request) -> tuple[Tensor, Tensor]:
+        """Pixels `(B, 3, H, W)` in [0, 1] -> mean and standard deviation of their latents, not scaled."""
+        vae = self._vae(request)
+        return frugally(
+            "encoding",
+            [
+                (name, partial(latent_space.encode, vae, pixels, self.dtype, tile))
+                for name, tile in self._tiles(request)
+            ],
+        )
+
+    def upscaler(self, name: str) -> Upscaler:
+        """An upscaler by name or file, on the model's device."""
+        return open_upscaler(name, self.device)
+
+    def _vae(self, request: Request) -> Autoencoder:
+        vae = self.network("vae", request.seamless)
+        assert isinstance(vae, Autoencoder)
+        return vae
+
+    def _tiles(self, request: Request) -> list[tuple[str, int]]:
+        """Tile sizes in latents to try, 0 for one piece. A picture that joins at its edges is never cut."""
+        factor = self.parts.vae.config.factor
+        if request.seamless != "none" or request.vae_tile == 0:
+            return [("in one piece", 0)]
+        if request.vae_tile:
+            return [(f"in tiles of {request.vae_tile}", max(request.vae_tile // factor, 1))]
+        return [("in one piece", 0), *((f"in tiles of {pixels} pixels", pixels // factor) for pixels in TILES)]
+
     def generate(
-        self, prompt: str = "", *, progress: Callable[[int, int], None] | None = None, **fields: Any
+        self, prompt: str = "", *, progress: "Progress | None" = None, watch: "Watch | None" = None, **fields: Any
     ) -> "Result":
         """Draw.
 
         Args:
             prompt: what the picture shows.
             progress: called as `(evaluations done, evaluations in all)`.
-            fields: the other fields of `Request`.
+            watch: called as `(evaluations done, evaluations in all, x0)`: the latents as they are so far.
+            fields: the other fields of `Request`; `image` and `mask` may be PIL pictures.
 
         Raises:
             RequestError: a field out of range, an unknown name.
             GenerationError: the mathematics failed.
         """
-        return self.draw(Request.of(prompt=prompt, **fields), progress=progress)
+        given = {k: data_url(v) if isinstance(v, Image) else v for k, v in fields.items()}
+        return self.draw(Request.of(prompt=prompt, **given), progress=progress, watch=watch)
 
-    def draw(self, request: Request, *, progress: Callable[[int, int], None] | None = None) -> "Result":
+    def draw(self, request: Request, *, progress: "Progress | None" = None, watch: "Watch | None" = None) -> "Result":
         """As `generate`, from a ready request."""
         from reverie.engine.generate import generate
 
-        return generate(self, request, progress=progress)
+        return generate(self, request, progress=progress, watch=watch)
 
 
 def load(

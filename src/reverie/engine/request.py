@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from reverie.errors import RequestError
 
@@ -17,11 +17,56 @@ class Fields(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def number(text: str) -> Number:
+    """A value as it is written: `3`, `0.5`, `true`, or a word."""
+    if text.lower() in {"true", "false"}:
+        return text.lower() == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def settings(written: Any) -> Any:
+    """`"a=1,b=x"` or `["a=1", "b=x"]` -> `{"a": 1, "b": "x"}`; anything else is left to pydantic."""
+    if isinstance(written, str):
+        written = [written]
+    if not isinstance(written, list | tuple):
+        return written
+    pairs = [part.partition("=") for text in written for part in str(text).split(",") if part.strip()]
+    for key, equals, _ in pairs:
+        if not equals or not key.strip():
+            raise ValueError("expected setting=value")
+    return {key.strip(): number(value.strip()) for key, _, value in pairs}
+
+
+Settings = Annotated[dict[str, Number], BeforeValidator(settings)]
+
+
 class Guide(Fields):
     """One named guidance wrapper (see `reverie guides`) and its settings."""
 
     name: str = Field(description="name of the wrapper")
-    options: dict[str, Number] = Field(default_factory=dict, description="its settings")
+    options: Settings = Field(default_factory=dict, description="its settings")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _written(cls, value: Any) -> Any:
+        """`"pag:scale=3,layers=mid+up.0"` is one too."""
+        if not isinstance(value, str):
+            return value
+        name, _, options = value.partition(":")
+        return {"name": name.strip(), "options": options}
+
+
+def _several(value: Any) -> Any:
+    return (value,) if isinstance(value, str | dict | Guide) else value
+
+
+def _numbers(value: Any) -> Any:
+    return tuple(part for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
 class Extend(Fields):
@@ -77,7 +122,9 @@ class Request(Fields):
     emphasis: Literal["original", "no_norm", "ignore", "none"] = Field(
         "original", description="how weights in an a1111 prompt are applied"
     )
-    comma_backtrack: int = Field(20, ge=0, le=75, description="tokens to look back for a comma where a chunk is full")
+    comma_backtrack: int | None = Field(
+        None, ge=0, le=75, description="tokens to look back for a comma where a chunk is full; 20 of 75 if absent"
+    )
     clip_skip: int = Field(1, ge=1, le=12, description="2 leaves out the text encoder's last layer, 1 none")
     wildcards: str | None = Field(None, description="folder of wildcard files for __name__ in prompts")
     dynamic_prompts: bool | None = Field(
@@ -94,6 +141,7 @@ class Request(Fields):
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="of the first picture, the next has seed + 1; random if absent"
     )
+    only: int | None = Field(None, ge=0, lt=1000, description="draw this one of the `count` pictures, from 0")
     variation_seed: int | None = Field(None, ge=0, le=MAX_SEED, description="a second seed to mix in")
     variation_strength: float = Field(0.0, ge=0, le=1, description="share of the second seed's noise")
     seed_width: Pixels | None = Field(None, description="draw noise as for a picture of this width")
@@ -110,9 +158,11 @@ class Request(Fields):
     sampler: str | None = Field(None, description="name or alias; see `reverie samplers`")
     spacing: str | None = Field(None, description="which noise levels are visited; see `reverie samplers`")
     eta: float | None = Field(None, ge=0, le=1, description="share of fresh noise, for samplers that have it")
-    sampler_options: dict[str, Number] = Field(default_factory=dict, description="further settings of the sampler")
-    spacing_options: dict[str, Number] = Field(default_factory=dict, description="settings of the spacing")
-    sigmas: tuple[float, ...] | None = Field(None, description="noise levels to visit, instead of a spacing")
+    sampler_options: Settings = Field(default_factory=dict, description="further settings of the sampler")
+    spacing_options: Settings = Field(default_factory=dict, description="settings of the spacing")
+    sigmas: Annotated[tuple[float, ...] | None, BeforeValidator(_numbers)] = Field(
+        None, description="noise levels to visit, instead of a spacing"
+    )
     discard_penultimate: bool | None = Field(None, description="leave out the last noise level above zero")
     # guidance
     guidance_scale: float | None = Field(
@@ -124,13 +174,17 @@ class Request(Fields):
     guidance_curve: str = Field(
         "constant", description="guidance over the steps: constant, linear, cosine, or numbers such as 1,7,3"
     )
-    guides: tuple[Guide, ...] = Field((), description="further guidance: name:setting=value,...; see `reverie guides`")
+    guides: Annotated[tuple[Guide, ...], BeforeValidator(_several)] = Field(
+        (), description="further guidance: name:setting=value,...; see `reverie guides`"
+    )
     image_guidance_scale: float | None = Field(
         None, ge=0, le=100, description="how strongly the picture pulls, for instruct-pix2pix models"
     )
     # from a picture
     image: str | None = Field(None, description="picture to start from: a file or a data: URL")
-    strength: float = Field(0.75, ge=0, le=1, description="how much of `image` is drawn over: 0 nothing, 1 all")
+    strength: float | None = Field(
+        None, ge=0, le=1, description="how much of `image` is drawn over: 0 nothing, 1 all; 0.75, with a mask 1"
+    )
     strength_steps: Literal["diffusers", "a1111", "a1111_fixed", "comfy"] | None = Field(
         None, description="how strength and steps go together; diffusers if absent"
     )
@@ -151,6 +205,10 @@ class Request(Fields):
     hires: Hires | None = Field(None, description="hires fix")
     tiles: Tiles | None = Field(None, description="tiled diffusion")
     travel: Travel | None = Field(None, description="frames to another prompt or seed")
+    encoding: Literal["sample", "mean"] | None = Field(
+        None,
+        description="latents of `image`: a sample from what the VAE says (diffusers), or its mean; sample if absent",
+    )
     # memory
     vae_tile: int | None = Field(
         None, ge=0, le=8192, description="decode and encode in tiles of so many pixels; 0 never, chosen if absent"

@@ -1,0 +1,320 @@
+"""The drawing of one batch of pictures: pass by pass, from noise or a picture to pixels."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reverie.engine import latents as latent_space
+from reverie.engine.canvas import Canvas, spread
+from reverie.engine.conditions import Encoder, Script, Words, between, joined, script_conditions
+from reverie.engine.noises import Noises, brownian, noises
+from reverie.engine.plan import Pass, preset_of
+from reverie.engine.request import Request
+from reverie.errors import GenerationError
+from reverie.families.base import preconditioned
+from reverie.sampling.guidance import Clock, Conditions, Guidance, Guided, Parts, Weight, guided
+from reverie.sampling.guides import Context, build
+from reverie.sampling.tapping import Layout
+from reverie.sampling.wrappers import checked, masked, watched, windowed, windows
+from reverie.types import Cond, Denoise, Predict
+
+if TYPE_CHECKING:
+    from reverie.engine.bundle import Model
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture that is to be drawn.
+
+    Attributes:
+        place: which of the request's pictures it is, from 0.
+        own: the request that draws it alone.
+        travelled: how far it is on the way to `request.travel`, from 0 to 1.
+    """
+
+    place: int
+    own: Request
+    travelled: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """A resolved request and everything that its pictures share.
+
+    Attributes:
+        tell: is told every x0.
+    """
+
+    model: "Model"
+    request: Request
+    canvas: Canvas | None
+    passes: tuple[Pass, ...]
+    encoder: Encoder
+    tell: Callable[[Tensor], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """What a pass begins with.
+
+    Attributes:
+        noise: `(B, C, h, w)`, the first.
+        known: like it, scaled latents of the picture that is drawn over.
+        mask: `(1, 1, h, w)`, 1 where it is drawn.
+        channels: `(B, C', h, w)`, what the network sees beside `x`.
+    """
+
+    noise: Tensor
+    known: Tensor | None = None
+    mask: Tensor | None = None
+    channels: Tensor | None = None
+
+
+@torch.no_grad()
+def drawn(job: Job, group: Sequence[Picture]) -> tuple[Tensor, Tensor]:
+    """Latents `(B, C, h, w)` and pixels `(B, H, W, 3)` of some pictures, through every pass.
+
+    Raises:
+        GenerationError: the mathematics failed.
+    """
+    latents: Tensor | None = None
+    for run in job.passes:
+        latents = _pass(job, group, run, latents)
+    assert latents is not None
+    return latents, finished(job, latents)
+
+
+def finished(job: Job, latents: Tensor) -> Tensor:
+    """Latents -> pixels `(B, H, W, 3)` float32 on the CPU: decoded, enlarged, put in their place."""
+    model, request = job.model, job.request
+    pixels = model.decode(latents, request)
+    if not torch.isfinite(pixels).all():
+        raise GenerationError("the decoded picture is not finite; try precision float32")
+    if request.upscaler not in {None, "none"}:
+        pixels = model.upscaler(str(request.upscaler)).enlarge(pixels)
+    pixels = pixels.float().cpu()
+    if job.canvas is not None:
+        pixels = job.canvas.finished(pixels, keep=request.keep_unmasked)
+    return pixels.permute(0, 2, 3, 1).contiguous()
+
+
+def _pass(job: Job, group: Sequence[Picture], run: Pass, before: Tensor | None) -> Tensor:
+    """One run of a sampler; `before` are the latents of the first pass, where this is the second."""
+    model, request, parts = job.model, job.request, job.model.parts
+    factor, preset = parts.vae.config.factor, preset_of(request)
+    shape = (parts.vae.config.latent_channels, run.height // factor, run.width // factor)
+    own, rows = [_travelling(picture) for picture in group], [picture.place for picture in group]
+    noise = noises(request, preset, own, rows, shape, model.device, factor)
+    begun = _beginning(job, run, noise, before)
+    if run.steps == 0:
+        assert begun.known is not None
+        return begun.known
+    sigma = float(run.sigmas[0])
+    if run.over and begun.known is not None:
+        x = parts.process.noised(begun.known, begun.noise, begun.noise.new_tensor(sigma))
+    else:
+        x = latent_space.start(begun.noise, sigma, parts.process, preset, run.sampler, run.base)
+    denoise, unconditional = _denoiser(job, group, run, begun)
+    options = dict(run.options)
+    if run.sampler.unconditional:
+        options["unconditional"] = unconditional
+    on_the_way: Any = noise
+    if run.sampler.brownian:
+        on_the_way = brownian(request, preset, own, rows, shape, model.device, run)
+    x = run.sampler.function(denoise, x, run.sigmas, noise=on_the_way, process=parts.process, **options)
+    latents = latent_space.end(x, float(run.sigmas[-1]), parts.process, run.sampler)
+    if begun.mask is not None and begun.known is not None:  # samplers may end above 0, and the picture has no noise
+        latents = torch.where(begun.mask > 0, latents, begun.known)
+    return latents
+
+
+def _travelling(picture: Picture) -> Request:
+    """The request of a frame: the seed at the end is a variation of growing strength."""
+    travel = picture.own.travel
+    if travel is None or travel.seed is None:
+        return picture.own
+    return picture.own.model_copy(update={"variation_seed": travel.seed, "variation_strength": picture.travelled})
+
+
+def _beginning(job: Job, run: Pass, noise: Noises, before: Tensor | None) -> Beginning:
+    """The picture under the noise, its mask, and further channels; draws are in the order of diffusers' pipelines."""
+    model, request, canvas, parts = job.model, job.request, job.canvas, job.model.parts
+    if before is not None:
+        return Beginning(noise(), known=enlarged(model, before, run, request))
+    if canvas is None:
+        return Beginning(noise())
+    pixels, hole = canvas.source().to(model.device), canvas.drawn()
+    if parts.identity.variant == "pix2pix":
+        first = noise()
+        return Beginning(first, channels=model.encode(pixels, request)[0].expand(len(first), -1, -1, -1))
+    if hole is None:
+        whole = _sampled(model, pixels, request, noise)
+        first = noise()
+        return Beginning(first, whole.expand_as(first))
+    hole = hole.to(model.device)
+    grey = torch.where(hole < 0.5, pixels, torch.full_like(pixels, 0.5))
+    if request.mask_fill == "fill":
+        pixels = spread(pixels.cpu(), hole.cpu()).to(model.device)
+    small = latent_space.mask_latents(hole, parts.vae.config.factor, preset_of(request))
+    known: Tensor | None = None
+    if run.over or parts.identity.variant != "inpaint":
+        known = _sampled(model, pixels, request, noise)
+    first = noise()
+    hidden = _sampled(model, grey, request, noise)  # diffusers draws it for every model, and so shifts what follows
+    if known is not None and request.mask_fill in {"noise", "zero"}:
+        known = torch.where(small > 0, first if request.mask_fill == "noise" else torch.zeros_like(first), known)
+    if known is not None:
+        known = known.expand_as(first)
+    if parts.identity.variant != "inpaint":
+        return Beginning(first, known, small)
+    shown = F.interpolate(hole, size=hidden.shape[-2:]).expand(len(first), -1, -1, -1)
+    return Beginning(first, known, channels=torch.cat([shown, hidden.expand_as(first)], 1))
+
+
+def _sampled(model: "Model", pixels: Tensor, request: Request, noise: Noises) -> Tensor:
+    """Scaled latents of a picture: a sample for each picture that is drawn, or the mean for all."""
+    mean, deviation = model.encode(pixels, request)
+    z = mean + deviation * noise.before() if request.encoding == "sample" else mean
+    return model.parts.vae.config.scaled(z)
+
+
+def enlarged(model: "Model", before: Tensor, run: Pass, request: Request) -> Tensor:
+    """Latents of the first pass at the size of the second, enlarged as latents or as a picture."""
+    hires = request.hires
+    assert hires is not None
+    factor = model.parts.vae.config.factor
+    name, size = hires.upscaler, (run.height // factor, run.width // factor)
+    if name in latent_space.LATENT_UPSCALERS:
+        mode, antialias = latent_space.LATENT_UPSCALERS[name]
+        return F.interpolate(before, size=size, mode=mode, antialias=antialias)
+    pixels = model.decode(before, request)
+    if name not in latent_space.PIXEL_UPSCALERS:
+        pixels = model.upscaler(name).enlarge(pixels)
+    large = latent_space.resized_pixels(pixels, (run.width, run.height), name)
+    return model.parts.vae.config.scaled(model.encode(large, request)[0])
+
+
+def _denoiser(job: Job, group: Sequence[Picture], run: Pass, begun: Beginning) -> tuple[Denoise, Denoise]:
+    """What the sampler asks, and what it asks for the negative prompt alone (CFG++)."""
+    model, parts, request = job.model, job.model.parts, job.request
+    network = model.network("unet", request.seamless)
+    predict = preconditioned(
+        network, parts.process, parts.parameterisation, model.dtype, told=run.told,
+        guidance=run.guidance_scale if parts.guidance_told else None,
+    )  # fmt: skip
+    denoise, unconditional = _answering(job, group, run, begun, predict)
+    if begun.mask is not None and begun.known is not None:
+        # what starts from noise alone has no picture under it yet
+        free = float("inf") if run.over else float(run.sigmas[0]) * (1 - 1e-6)
+        denoise, unconditional = (
+            masked(d, begun.mask, begun.known, begun.noise, parts.process, free) for d in (denoise, unconditional)
+        )
+    return watched(checked(denoise), lambda _, x0: job.tell(x0)), unconditional
+
+
+def _answering(
+    job: Job, group: Sequence[Picture], run: Pass, begun: Beginning, predict: Predict
+) -> tuple[Denoise, Denoise]:
+    """Guided answers, and those for the negative prompt alone; of the whole picture or window by window."""
+    request, parameterisation = job.request, job.model.parts.parameterisation
+    guidance = _guidance(job, run)
+    at, clock = _conditions(job, group, run, guidance), Clock.of(run.sigmas)
+
+    def within(rows: slice, columns: slice) -> Guided:
+        seen = None if begun.channels is None else begun.channels[..., rows, columns]
+        conditions = at if seen is None else cache(lambda index: _seeing(at(index), seen))
+        return guided(predict, conditions, guidance, clock, parameterisation)
+
+    if request.tiles is None:
+        whole = within(slice(None), slice(None))
+        return whole, whole.unconditional
+    factor = job.model.parts.vae.config.factor
+    size, overlap = request.tiles.size // factor, request.tiles.overlap // factor
+    places = windows(begun.noise.shape[-2], begun.noise.shape[-1], size, overlap)
+    each = [(place, within(*place)) for place in places]
+    return windowed(each, overlap), windowed([(place, one.unconditional) for place, one in each], overlap)
+
+
+def _guidance(job: Job, run: Pass) -> Guidance:
+    request, parts = job.request, job.model.parts
+    weight = Weight(run.guidance_scale, request.guidance_curve, start=request.guidance_start, end=request.guidance_end)
+    wanted: list[tuple[str, dict[str, Any]]] = [(g.name, g.options) for g in request.guides]
+    if request.guidance_rescale:
+        wanted.append(("rescale", {"share": request.guidance_rescale}))  # last, as in diffusers
+    if parts.identity.variant == "pix2pix":
+        scale = 1.5 if request.image_guidance_scale is None else request.image_guidance_scale
+        wanted.insert(0, ("instruct_pix2pix", {"scale": scale}))
+    return build(wanted, Context(Layout.of(parts.unet), parts.process), weight)
+
+
+def _conditions(job: Job, group: Sequence[Picture], run: Pass, guidance: Guidance) -> Callable[[int], Conditions]:
+    """The conditions of every step, each made once."""
+    first_steps = job.passes[0].steps
+    scripts = [Script(job.encoder, _words(picture.own, run), run, first_steps) for picture in group]
+    travel = job.request.travel
+    ends = None
+    if travel and (travel.prompt is not None or travel.negative_prompt is not None):
+        own = _words(job.request, run)
+        words = Words(own.prompt if travel.prompt is None else travel.prompt,
+                      own.negative if travel.negative_prompt is None else travel.negative_prompt)  # fmt: skip
+        ends = Script(job.encoder, words, run, first_steps)
+
+    @cache
+    def at(index: int) -> Conditions:
+        found = script_conditions(scripts, index)
+        if ends is not None:
+            found = _on_the_way(found, script_conditions([ends], index), group[0].travelled)
+        single = len(found.negative) == 1 and found.negative[0][0] == 1
+        if "empty" in guidance.needs or not single:
+            found = replace(found, empty=joined([script.empty() for script in scripts]))
+        return found
+
+    return at
+
+
+def _words(own: Request, run: Pass) -> Words:
+    """The words of a picture whose wildcards are decided."""
+    hires = own.hires
+    if not run.second or hires is None:
+        return Words(own.prompt, own.negative_prompt)
+    return Words(
+        own.prompt if hires.prompt is None else hires.prompt,
+        own.negative_prompt if hires.negative_prompt is None else hires.negative_prompt,
+    )
+
+
+def _on_the_way(start: Conditions, end: Conditions, share: float) -> Conditions:
+    """Conditions between two, part by part; parts that only one has keep their condition and fade in or out."""
+
+    def mixed(one: Parts, other: Parts) -> Parts:
+        both = [
+            (weight + share * (target - weight), between(cond, goal, share))
+            for (weight, cond), (target, goal) in zip(one, other, strict=False)
+        ]
+        fading = [(weight * (1 - share), cond) for weight, cond in one[len(both) :]]
+        rising = [(weight * share, cond) for weight, cond in other[len(both) :]]
+        return (*both, *fading, *rising)
+
+    return Conditions(mixed(start.positive, end.positive), mixed(start.negative, end.negative))
+
+
+def _seeing(conditions: Conditions, channels: Tensor) -> Conditions:
+    """The conditions of a network that sees more than `x`; without the picture it sees zeros (instruct-pix2pix)."""
+
+    def seen(cond: Cond) -> Cond:
+        return replace(cond, channels=channels)
+
+    def each(parts: Parts) -> Parts:
+        return tuple((weight, seen(cond)) for weight, cond in parts)
+
+    return Conditions(
+        each(conditions.positive),
+        each(conditions.negative),
+        None if conditions.empty is None else seen(conditions.empty),
+        replace(conditions.negative[0][1], channels=torch.zeros_like(channels)),
+    )

@@ -1,0 +1,157 @@
+"""Image to image, inpainting of both kinds, instruct-pix2pix: whole pictures against the pipelines of diffusers.
+
+Tolerance: 1e-3 of [0, 1] on float32 pixels, as in test_pictures.py. Masks are whole latents here but in one test: where
+they are not, diffusers looks at one pixel of each latent, and so does our preset of that name.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import reverie
+from tests import tiny
+from tests.tiny import diffusers
+
+SIZE = 32  # pixels; four pixels a latent
+PROMPT, NEGATIVE = "a red apple on a table", "blurry"
+
+
+def image(seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (SIZE, SIZE, 3), np.uint8))
+
+
+def mask(box: tuple[int, int, int, int] = (8, 12, 28, 24)) -> Image.Image:
+    found = Image.new("L", (SIZE, SIZE), 0)
+    found.paste(255, box)
+    return found
+
+
+SCHEDULERS: dict[str, dict[str, Any]] = {
+    "ddim": {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False},
+    "pndm": {"_class_name": "PNDMScheduler", "skip_prk_steps": True},
+    "euler": {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "linspace"},
+    "euler_a": {"_class_name": "EulerAncestralDiscreteScheduler", "timestep_spacing": "trailing"},
+    "dpmpp_2m": {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True},
+    "unipc": {"_class_name": "UniPCMultistepScheduler"},
+    "heun": {"_class_name": "HeunDiscreteScheduler"},
+}
+
+
+def folder_of(pipe: Any, root: Path, name: str) -> Path:
+    """The pipeline as a folder with a scheduler of that name."""
+    pipe.scheduler = tiny.scheduler_of(tiny.SCHEDULER | SCHEDULERS[name])
+    pipe.save_pretrained(root / "model")
+    return root / "model"
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    root = tmp_path_factory.mktemp("plain")
+    return tiny.pipeline(root, tiny.scheduler_of(tiny.SCHEDULER | SCHEDULERS["ddim"]), merges_kept=500)
+
+
+def drawn(folder: Path, **fields: Any) -> Tensor:
+    model = reverie.load(folder, device="cpu", precision="float32")
+    return model.generate(PROMPT, negative_prompt=NEGATIVE, seed=5, guidance_scale=4.0, **fields).pixels
+
+
+def reference(pipe: Any, **options: Any) -> Tensor:
+    result = pipe(PROMPT, negative_prompt=NEGATIVE, guidance_scale=4.0, generator=torch.Generator().manual_seed(5),
+                  output_type="pt", **options)  # fmt: skip
+    found: Tensor = result.images.permute(0, 2, 3, 1).float()
+    return found
+
+
+def quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("strength", [0.3, 0.75, 1.0])
+@pytest.mark.parametrize("name", ["ddim", "pndm", "euler", "euler_a", "dpmpp_2m", "unipc"])
+def test_image_to_image(plain: Any, tmp_path: Path, name: str, strength: float) -> None:
+    folder = folder_of(plain, tmp_path, name)
+    pipe = quiet(diffusers.StableDiffusionImg2ImgPipeline(**plain.components, requires_safety_checker=False))
+    want = reference(pipe, image=image(), strength=strength, num_inference_steps=8)
+    got = drawn(folder, image=image(), strength=strength, steps=8)
+    assert (got - want).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+@pytest.mark.parametrize("name", ["ddim", "pndm", "euler", "euler_a", "dpmpp_2m", "heun"])
+def test_inpainting_with_an_ordinary_model(plain: Any, tmp_path: Path, name: str, strength: float) -> None:
+    folder = folder_of(plain, tmp_path, name)
+    pipe = quiet(diffusers.StableDiffusionInpaintPipeline(**plain.components, requires_safety_checker=False))
+    want = reference(pipe, image=image(), mask_image=mask(), strength=strength, num_inference_steps=6,
+                     height=SIZE, width=SIZE)  # fmt: skip
+    got = drawn(folder, image=image(), mask=mask(), strength=strength, steps=6, keep_unmasked=False)
+    assert (got - want).abs().max() < 1e-3
+
+
+def test_masks_that_cut_latents_are_read_as_diffusers_does_with_its_preset(plain: Any, tmp_path: Path) -> None:
+    folder = folder_of(plain, tmp_path, "ddim")
+    pipe = quiet(diffusers.StableDiffusionInpaintPipeline(**plain.components, requires_safety_checker=False))
+    odd = mask((7, 9, 27, 23))
+    want = reference(pipe, image=image(), mask_image=odd, strength=1.0, num_inference_steps=5, height=SIZE, width=SIZE)
+    got = drawn(folder, image=image(), mask=odd, steps=5, keep_unmasked=False, preset="diffusers", spacing="leading")
+    assert (got - want).abs().max() < 1e-3
+
+
+def test_unmasked_pixels_are_the_pictures(plain: Any, tmp_path: Path) -> None:
+    got = drawn(folder_of(plain, tmp_path, "euler"), image=image(), mask=mask(), steps=3)
+    kept = np.asarray(mask()) == 0
+    assert np.array_equal((got[0] * 255).round().byte().numpy()[kept], np.asarray(image())[kept])
+
+
+@pytest.fixture(scope="module")
+def with_more_channels(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    found = {}
+    for channels in (8, 9):
+        torch.manual_seed(channels)
+        networks = (tiny.text_encoder(), tiny.unet(in_channels=channels), tiny.vae())
+        root = tmp_path_factory.mktemp(f"channels{channels}")
+        scheduler = tiny.scheduler_of(tiny.SCHEDULER | SCHEDULERS["ddim"])
+        found[channels] = tiny.assembled(root, scheduler, networks, 500)
+    return found
+
+
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+@pytest.mark.parametrize("name", ["ddim", "euler", "euler_a"])
+def test_inpainting_with_nine_channels(
+    with_more_channels: dict[int, Any], tmp_path: Path, name: str, strength: float
+) -> None:
+    plain = with_more_channels[9]
+    folder_of(plain, tmp_path, name)
+    pipe = quiet(diffusers.StableDiffusionInpaintPipeline(**plain.components, requires_safety_checker=False))
+    pipe.save_pretrained(tmp_path / "inpaint")
+    want = reference(pipe, image=image(), mask_image=mask(), strength=strength, num_inference_steps=6,
+                     height=SIZE, width=SIZE)  # fmt: skip
+    got = drawn(tmp_path / "inpaint", image=image(), mask=mask(), strength=strength, steps=6, keep_unmasked=False)
+    assert (got - want).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("image_scale", [1.0, 1.5])
+@pytest.mark.parametrize("name", ["ddim", "euler_a"])
+def test_instruct_pix2pix(with_more_channels: dict[int, Any], tmp_path: Path, name: str, image_scale: float) -> None:
+    plain = with_more_channels[8]
+    folder_of(plain, tmp_path, name)
+    pipe = quiet(diffusers.StableDiffusionInstructPix2PixPipeline(**plain.components, requires_safety_checker=False))
+    pipe.save_pretrained(tmp_path / "pix2pix")
+    want = reference(pipe, image=image(), image_guidance_scale=image_scale, num_inference_steps=6)
+    got = drawn(tmp_path / "pix2pix", image=image(), image_guidance_scale=image_scale, steps=6)
+    assert (got - want).abs().max() < 1e-3
+
+
+def test_a_batch_is_its_pictures(plain: Any, tmp_path: Path) -> None:
+    folder = folder_of(plain, tmp_path, "euler_a")
+    fields: dict[str, Any] = {"image": image(), "mask": mask(), "strength": 0.7, "steps": 4}
+    together = drawn(folder, count=3, batch_size=3, **fields)
+    model = reverie.load(folder, device="cpu", precision="float32")
+    for i in range(3):
+        alone = model.generate(PROMPT, negative_prompt=NEGATIVE, guidance_scale=4.0, seed=5 + i, **fields).pixels
+        assert (together[i] - alone[0]).abs().max() < 1e-4
