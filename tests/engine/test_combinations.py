@@ -115,7 +115,7 @@ def fields_of(task: str, pictures: dict[str, str]) -> tuple[dict[str, Any], tupl
     """Fields of a task, and the width and height of what it draws."""
     picture = {"image": pictures["image"]}
     both = {**picture, "mask": pictures["mask"]}
-    return {
+    found: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
         "text": ({}, (SIZE, SIZE)),
         "image": ({**picture, "strength": 0.7}, (SIZE, SIZE)),
         "inpaint": ({**both, "mask_blur": 2.0}, (SIZE, SIZE)),
@@ -129,7 +129,8 @@ def fields_of(task: str, pictures: dict[str, str]) -> tuple[dict[str, Any], tupl
         "seamless": ({"seamless": "both"}, (SIZE, SIZE)),
         "variation": ({"variation_seed": 9, "variation_strength": 0.3}, (SIZE, SIZE)),
         "travel": ({"travel": {"frames": 2, "prompt": "a green leaf", "seed": 4}}, (SIZE, SIZE)),
-    }[task]
+    }
+    return found[task]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=" | ".join)
@@ -149,7 +150,7 @@ def test_pair(model: Model, pictures: dict[str, str], row: tuple[str, ...]) -> N
         alone = _drawn(model, fields, {})
     assert result.pixels.shape[1:] == (size[1], size[0], 3)
     assert bool(torch.isfinite(result.pixels).all())
-    assert (result.pixels[: len(alone.pixels)] - alone.pixels).abs().max() < 2e-3  # other batch, other kernels
+    assert (result.pixels[: len(alone.pixels)] - alone.pixels).abs().max() < 5e-3  # other batch, other kernels
     if task in {"inpaint", "inpaint only masked"}:
         kept = (result.pixels[0] * 255).round().byte().numpy()[:, : SIZE // 2]
         assert np.array_equal(kept, np.asarray(Image.open(pictures["image"]))[:, : SIZE // 2])

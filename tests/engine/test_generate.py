@@ -13,6 +13,7 @@ from PIL.Image import Image
 from safetensors.torch import load_file, save_file
 
 import reverie
+from reverie.diffusion.process import Process
 from reverie.diffusion.spacing import SpacingRules
 from reverie.engine.bundle import Model
 from reverie.errors import CheckpointError, RequestError
@@ -172,10 +173,13 @@ def test_eta_0_of_euler_a_is_euler(model: Model) -> None:
     assert (a.pixels - b.pixels).abs().max() < 1e-5
 
 
-def test_a_long_prompt_warns_and_names_the_lost_words(model: Model) -> None:
-    prompt = " ".join(["apple"] * 75) + " purple zebra"
-    with pytest.warns(UserWarning, match=r"longer than 75 tokens; not used: 'purple zebra'"):
-        model.generate(prompt, steps=1, seed=1)
+def test_a_long_prompt_is_read_to_its_end(model: Model) -> None:
+    long = " ".join(["apple"] * 75)
+    cut, whole, other = (
+        model.generate(text, steps=1, seed=1).pixels for text in (long, f"{long} purple zebra", f"{long} green zebra")
+    )
+    assert not torch.equal(whole, cut)
+    assert not torch.equal(whole, other)
 
 
 def test_a_prompt_that_just_fits_does_not_warn(model: Model) -> None:
@@ -226,7 +230,9 @@ def test_steps_offset_of_the_scheduler_config(rescheduled: Callable[..., Model])
 def test_noise_schedule_of_the_scheduler_config(rescheduled: Callable[..., Model]) -> None:
     config = {"_class_name": "DDPMScheduler", "clip_sample": False, "beta_schedule": "squaredcos_cap_v2"}
     scheduler = tiny.scheduler_of(tiny.SCHEDULER | config)
-    got = rescheduled(**config).parts.process.betas
+    process = rescheduled(**config).parts.process
+    assert isinstance(process, Process)
+    got = process.betas
     torch.testing.assert_close(got, scheduler.betas.double(), rtol=1e-6, atol=1e-6)  # diffusers': float32
 
 

@@ -6,8 +6,10 @@ import sys
 import pytest
 import torch
 
+import reverie
 from reverie.engine.memory import frugally, is_out_of_memory
 from reverie.errors import GenerationError
+from reverie.nets import attention
 from tests.apps.commandline import environment
 
 
@@ -62,6 +64,7 @@ print(tuple(pixels.shape), bool(torch.isfinite(pixels).all()), [str(w.message) f
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_a_real_limit_makes_it_decode_in_tiles() -> None:
     done = subprocess.run(
@@ -70,3 +73,18 @@ def test_a_real_limit_makes_it_decode_in_tiles() -> None:
     )  # fmt: skip
     assert "(1, 3, 1024, 1024) True" in done.stdout
     assert "decoding in one piece: memory ran out; now in tiles of 512 pixels" in done.stdout
+
+
+def test_offloading_keeps_one_part_in_place_and_draws_the_same() -> None:
+    model, frugal = reverie.load(device="cpu"), reverie.load(device="cpu", offload=True)
+    want, got = (m.generate("a red apple", seed=1, steps=2, upscaler="none").pixels for m in (model, frugal))
+    assert torch.equal(got, want)
+    assert set(model._placed) == {"text_encoder", "unet", "vae"}
+    assert set(frugal._placed) == {"vae"}
+
+
+def test_attention_in_slices_is_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (torch.randn(2, 3, n, 8, generator=torch.Generator().manual_seed(n)) for n in (37, 21, 21))
+    whole = attention.attention(q, k, v)
+    monkeypatch.setattr(attention, "MOST_SCORES", 2 * 3 * 21 * 5)
+    assert (attention.attention(q, k, v) - whole).abs().max() < 1e-6

@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from reverie.engine.sources import data_url, read_mask, read_picture, to_tensor
 from reverie.errors import RequestError
 
 
-def _saved(image: Image.Image, path: Path, **options: object) -> str:
+def _saved(image: Image.Image, path: Path, **options: Any) -> str:
     image.save(path, **options)
     return str(path)
 

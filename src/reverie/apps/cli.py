@@ -28,6 +28,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+models_app = typer.Typer(help="List the models at hand, or fetch one.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(models_app, name="models")
 train_app = typer.Typer(help="Train a model from scratch.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(train_app, name="train")
 
@@ -57,12 +59,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for program
 DebugOption = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
 
+OffloadOption = Annotated[bool, typer.Option("--offload", help="keep one part of the model at a time on the device")]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="file, or folder; reverie-00001.png here if absent")
 ]
 PreviewOption = Annotated[int, typer.Option(min=0, help="show the picture every so many evaluations; 0 never")]
 PreviewOutOption = Annotated[
     Path | None, typer.Option(help="file for previews, written anew each time; the terminal if absent")
+]
+PreviewDecoderOption = Annotated[
+    Path | None, typer.Option(help="a tiny decoder's file (taesd_decoder.safetensors) for sharper previews")
 ]
 MetadataOption = Annotated[bool, typer.Option("--metadata/--no-metadata", help="write into pictures what made them")]
 
@@ -74,12 +80,19 @@ def request_options(function: Callable[..., None]) -> Callable[..., None]:
     return function
 
 
+def _options(
+    device: str, precision: Precision, variant: str | None, prediction: str | None, offload: bool
+) -> dict[str, Any]:
+    """What `reverie.load` is told."""
+    return {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction,
+            "offload": offload}  # fmt: skip
+
+
 def _session(model: str | None, options: dict[str, Any], how: dict[str, Any]) -> "Session":
     with console.busy("starting"):  # importing torch takes a while
-        from reverie.apps.generating import Session
-        from reverie.engine.bundle import load
+        from reverie.apps.generating import Session, opened
 
-        return Session(load(model, **options), **how)
+        return Session(opened(model, options), **how)
 
 
 @app.command()
@@ -95,8 +108,10 @@ def generate(
     precision: PrecisionOption = Precision.auto,
     variant: VariantOption = None,
     prediction: PredictionOption = None,
+    offload: OffloadOption = False,
     preview: PreviewOption = 0,
     preview_out: PreviewOutOption = None,
+    preview_decoder: PreviewDecoderOption = None,
     metadata: MetadataOption = True,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -107,8 +122,8 @@ def generate(
         from reverie.apps.generating import Previews, run_generate
 
     given = fields(flags) | ({} if prompt is None else {"prompt": prompt})
-    options = {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction}
-    how = {"events": as_json, "previews": Previews(preview, preview_out), "metadata": metadata}
+    options = _options(device, precision, variant, prediction, offload)
+    how = {"events": as_json, "previews": Previews(preview, preview_out, preview_decoder), "metadata": metadata}
     run_generate(given, out, source, model, options, how)
 
 
@@ -122,13 +137,14 @@ def batch(
     precision: PrecisionOption = Precision.auto,
     variant: VariantOption = None,
     prediction: PredictionOption = None,
+    offload: OffloadOption = False,
     metadata: MetadataOption = True,
     as_json: JsonOption = False,
     debug: DebugOption = False,
     **flags: Any,
 ) -> None:
     """Draw many requests; the same command goes on where it was stopped. Options hold for every line."""
-    options = {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction}
+    options = _options(device, precision, variant, prediction, offload)
     session = _session(model, options, {"events": as_json, "metadata": metadata})
     from reverie.apps.batching import run_batch
 
@@ -150,13 +166,14 @@ def grid(
     precision: PrecisionOption = Precision.auto,
     variant: VariantOption = None,
     prediction: PredictionOption = None,
+    offload: OffloadOption = False,
     metadata: MetadataOption = True,
     as_json: JsonOption = False,
     debug: DebugOption = False,
     **flags: Any,
 ) -> None:
     """Draw every combination of values of up to three fields on one labelled sheet."""
-    options = {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction}
+    options = _options(device, precision, variant, prediction, offload)
     session = _session(model, options, {"events": as_json, "metadata": metadata})
     from reverie.apps.gridding import run_grid
 
@@ -238,6 +255,73 @@ def samplers(as_json: JsonOption = False, debug: DebugOption = False) -> None:
     from reverie.apps.inspecting import run_samplers
 
     run_samplers(as_json)
+
+
+@app.command()
+def doctor(
+    path: Annotated[Path, typer.Argument(help="file or folder of weights, of whatever kind")],
+    variant: VariantOption = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Examine weights: what they are, whether they are sound, what fits them, what code they carry."""
+    with console.busy("starting"):
+        from reverie.apps.doctoring import run_doctor
+
+    raise typer.Exit(run_doctor(path, variant, as_json))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="file or folder of weights")],
+    out: Annotated[Path, typer.Argument(help="NAME.safetensors, or a folder that is not there yet")],
+    layout: Annotated[str | None, typer.Option(help="diffusers or single; by the name of OUT if absent")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or fp8; as it is if absent")] = None,
+    ema: Annotated[bool, typer.Option("--ema", help="take the averaged weights")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="leave out what no picture needs")] = False,
+    part: Annotated[list[str] | None, typer.Option(help="only this part (unet, vae, text_encoder); repeatable")] = None,
+    variant: VariantOption = None,
+    shard: Annotated[int, typer.Option(min=1_000_000, help="largest file of a folder, in bytes")] = 5_000_000_000,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Rewrite weights in another layout or precision, tensor by tensor."""
+    with console.busy("starting"):
+        from reverie.apps.converting import run_convert
+
+    options = {"layout": layout, "dtype": dtype, "ema": ema, "prune": prune, "parts": tuple(part or ()),
+               "variant": variant, "shard": shard}  # fmt: skip
+    run_convert(source, out, options, as_json)
+
+
+@models_app.command(name="list")
+def list_models(
+    search: Annotated[str, typer.Argument(help="part of a name")] = "",
+    hashes: Annotated[bool, typer.Option("--hashes", help="compute and show short hashes")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """List the models in the folders of REVERIE_MODELS and of other programs that it names."""
+    with console.busy("looking"):
+        from reverie.apps.modelling import run_list
+
+    run_list(search, hashes, as_json)
+
+
+@models_app.command()
+def pull(
+    name: Annotated[str, typer.Argument(help="org/name on the hub")],
+    revision: Annotated[str, typer.Option(help="branch, tag or commit")] = "main",
+    variant: VariantOption = None,
+    file: Annotated[str | None, typer.Option(help="one file instead of a pipeline's folder")] = None,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Fetch a model from the hub; goes on where it was cut off, and checks what came."""
+    with console.busy("starting"):
+        from reverie.apps.modelling import run_pull
+
+    run_pull(name, {"revision": revision, "variant": variant, "file": file}, as_json)
 
 
 @train_app.command()

@@ -1,7 +1,7 @@
 """`reverie generate`: draw, show how it goes, save every picture as soon as it is drawn."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,8 @@ from reverie.engine.animation import FORMATS, save_animation
 from reverie.engine.bundle import Model, load
 from reverie.engine.generate import Progress, Watch, batches
 from reverie.engine.image import BUNDLED_SOURCE, fingerprint, picture_format, save_image
-from reverie.engine.preview import LinearPreview
+from reverie.engine.library import Library
+from reverie.engine.preview import LinearPreview, TinyPreview
 from reverie.engine.request import Request
 from reverie.engine.resolve import resolve
 from reverie.errors import OutputError, RequestError
@@ -33,10 +34,12 @@ class Previews:
     Attributes:
         every: evaluations between two; 0 for none.
         path: a file that is written anew each time; None for the terminal.
+        decoder: a tiny decoder's file; without one colours come from a linear map.
     """
 
     every: int = 0
     path: Path | None = None
+    decoder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def run_generate(
     frames = request.travel.frames if request.travel else request.count
     film = bool(request.travel) and out is not None and out.suffix.lower() in FORMATS
     paths = targets(out, 1 if film or request.only is not None else frames)
-    loaded = load(model or _same_model(made_by), **options)
+    loaded = opened(model or _same_model(made_by), options)
     if made_by and model is None and not fingerprint(loaded)["hash"].startswith(made_by.get("hash", "-")):
         raise RequestError(
             f"{source} was drawn by another {made_by.get('name')} (its hash differs); name one with --model"
@@ -104,6 +107,11 @@ def run_generate(
         )  # fmt: skip
     else:
         console.note(f"{seconds:.1f} s, {request.sampler}, {request.steps} steps")
+
+
+def opened(model: str | None, options: Mapping[str, Any]) -> Model:
+    """A model by path, or by the name or hash of one that is at hand; the bundled one if None."""
+    return load(None if model is None else Library.of_environment().resolve(model), **options)
 
 
 def _wanted(given: dict[str, Any], source: Path | None) -> tuple[Request, dict[str, str]]:
@@ -154,7 +162,12 @@ def _tell(session: Session, image: Image.Image, path: Path, own: Request, place:
 
 def _previewing(model: Model, wanted: Previews) -> Watch:
     """Show the picture as it is so far, in the terminal or as a file."""
-    screen, preview = Screen(), LinearPreview(model.ready("vae", model.parts.vae), model.dtype)
+    screen, vae = Screen(), model.parts.vae
+    preview: Callable[[Tensor], Tensor]
+    if wanted.decoder:
+        preview = TinyPreview(wanted.decoder, vae.config.latent_channels, model.device)
+    else:
+        preview = LinearPreview(model.ready("vae", vae), model.dtype)
 
     def watch(done: int, total: int, x0: Tensor) -> None:
         if done % wanted.every and done != total:

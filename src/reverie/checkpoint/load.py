@@ -2,10 +2,11 @@
 
 import difflib
 from collections.abc import Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from reverie.errors import CheckpointError
 
@@ -24,7 +25,7 @@ def build(make: Callable[[], M], tensors: Mapping[str, Tensor], where: str) -> M
         CheckpointError: missing, unexpected or wrongly shaped tensors; a config of impossible values.
     """
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             module = make()
     except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -43,6 +44,20 @@ def build(make: Callable[[], M], tensors: Mapping[str, Tensor], where: str) -> M
         )
     module.load_state_dict(dict(tensors), assign=True)
     return module.eval().requires_grad_(False)
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves out the random initial weights, which are not wanted here.
+
+    On the meta device they would cost nothing, but PyTorch imports its compiler for them: three seconds.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def _explain(

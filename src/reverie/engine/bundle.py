@@ -40,11 +40,16 @@ class Model:
         parts: the networks and what is known about them.
         source: the path it was opened from.
         device, dtype: where and in which precision the networks compute.
+        offload: keep one part at a time on the device, the others on the CPU: slower, for little memory. Drawing
+            switches it on where memory runs out.
     """
 
-    def __init__(self, parts: Parts, source: Path, device: torch.device, dtype: torch.dtype) -> None:
-        self.parts, self.source, self.device, self.dtype = parts, source, device, dtype
-        self._ready: set[str] = set()
+    def __init__(
+        self, parts: Parts, source: Path, device: torch.device, dtype: torch.dtype, *, offload: bool = False
+    ) -> None:
+        self.parts, self.source, self.device, self.dtype, self.offload = parts, source, device, dtype, offload
+        self._checked: set[str] = set()
+        self._placed: dict[str, nn.Module] = {}
         self._wrapped: dict[tuple[str, str], nn.Module] = {}
 
     def ready(self, name: str, module: M) -> M:
@@ -53,15 +58,16 @@ class Model:
         Raises:
             CheckpointError: NaN or infinity in the weights; the tensor is named.
         """
-        if name not in self._ready:
-            for key, p in module.named_parameters():
-                total = p.float().sum() if p.element_size() == 1 else p.sum(dtype=torch.float32)
-                if not torch.isfinite(total) and not torch.isfinite(p.float()).all():
-                    raise CheckpointError(
-                        f"{self.source}: tensor {key} of {name} has NaN or infinite numbers; the file is damaged"
-                    )
+        if name not in self._placed:
+            if name not in self._checked:
+                _check_numbers(module, f"{self.source}: tensor", name)
+                self._checked.add(name)
+            if self.offload:
+                for other in self._placed.values():
+                    other.to("cpu")
+                self._placed.clear()
             module.to(self.device, self.dtype)
-            self._ready.add(name)
+            self._placed[name] = module
         return module
 
     def network(self, name: Literal["unet", "vae"], seamless: Literal["none", "x", "y", "both"] = "none") -> nn.Module:
@@ -136,6 +142,13 @@ class Model:
         return generate(self, request, progress=progress, watch=watch)
 
 
+def _check_numbers(module: nn.Module, where: str, part: str) -> None:
+    for key, p in module.named_parameters():
+        total = p.float().sum() if p.element_size() == 1 else p.sum(dtype=torch.float32)
+        if not torch.isfinite(total) and not torch.isfinite(p.float()).all():
+            raise CheckpointError(f"{where} {key} of {part} has NaN or infinite numbers; the file is damaged")
+
+
 def load(
     source: str | Path | None = None,
     *,
@@ -143,6 +156,7 @@ def load(
     precision: Precision = "auto",
     variant: str | None = None,
     prediction: str | None = None,
+    offload: bool = False,
 ) -> Model:
     """Open a model.
 
@@ -152,6 +166,7 @@ def load(
         precision: `auto` is float32 on a CPU, float16 on CUDA and MPS.
         variant: of a folder's weight files, for example `fp16`.
         prediction: override what the file says it predicts: `epsilon`, `v`, `sample`.
+        offload: keep one part at a time on the device.
 
     Raises:
         CheckpointError: not there, broken, or of an unknown family.
@@ -167,7 +182,7 @@ def load(
     parts = load_parts(path, variant)
     if prediction is not None:
         parts = parts.with_prediction(PARAMETERISATIONS[prediction])
-    return Model(parts, path, where, DTYPES.get(precision, automatic))
+    return Model(parts, path, where, DTYPES.get(precision, automatic), offload=offload)
 
 
 def bundled_path() -> Path:

@@ -69,10 +69,9 @@ def pictures_of(request: Request) -> list[Picture]:
         if request.only not in (None, i):
             continue
         words = words_of(request, seed + i)
-        update: dict[str, Any] = {
-            "prompt": words.prompt, "negative_prompt": words.negative, "dynamic_prompts": False, "wildcards": None,
-            "batch_size": 1,
-        }  # fmt: skip
+        update: dict[str, Any] = {"prompt": words.prompt, "negative_prompt": words.negative, "batch_size": 1}
+        if (words.prompt, words.negative) != (request.prompt, request.negative_prompt):
+            update |= {"dynamic_prompts": False, "wildcards": None}  # they are decided
         update |= {"only": i} if shared and request.count > 1 else {"count": 1, "seed": own_seed}
         if request.variation_strength:
             update["variation_seed"] = own_variation
@@ -166,7 +165,7 @@ def _like(one: Request, other: Request) -> bool:
 def _halved(job: Job, group: list[Picture]) -> Iterator[tuple[Tensor, Tensor]]:
     """Draw a group; where memory runs out, half of it at a time."""
     if len(group) == 1:
-        yield drawn(job, group)
+        yield _alone(job, group)
         return
     half = len(group) // 2
 
@@ -177,3 +176,17 @@ def _halved(job: Job, group: list[Picture]) -> Iterator[tuple[Tensor, Tensor]]:
         return [*_halved(job, group[:half]), *_halved(job, group[half:])]
 
     yield from frugally("drawing", [(f"{len(group)} pictures at once", whole), ("half as many", halves)])
+
+
+def _alone(job: Job, group: list[Picture]) -> tuple[Tensor, Tensor]:
+    """One picture; where the device's memory runs out, with one part of the model on it at a time."""
+    model = job.model
+
+    def one_by_one() -> tuple[Tensor, Tensor]:
+        model.offload = True
+        return drawn(job, group)
+
+    if model.device.type == "cpu" or model.offload:
+        return drawn(job, group)
+    ways = [("with every part on the device", lambda: drawn(job, group)), ("with one part at a time", one_by_one)]
+    return frugally("drawing", ways)
