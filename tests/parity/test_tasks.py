@@ -155,3 +155,50 @@ def test_a_batch_is_its_pictures(plain: Any, tmp_path: Path) -> None:
     for i in range(3):
         alone = model.generate(PROMPT, negative_prompt=NEGATIVE, guidance_scale=4.0, seed=5 + i, **fields).pixels
         assert (together[i] - alone[0]).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("channels", [4, 8, 9], ids=["image and inpaint", "pix2pix", "nine channels"])
+def test_true_size(tmp_path: Path, channels: int) -> None:
+    """Stable Diffusion 1.5 with random weights, float32, pictures of 64x64 in 2 steps. Peak memory about 9 GB."""
+    torch.manual_seed(0)
+    text = tiny.text_encoder(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    unet = diffusers.UNet2DConditionModel(cross_attention_dim=768, sample_size=64, in_channels=channels).eval()
+    vae = tiny.vae(block_out_channels=(128, 256, 512, 512), layers_per_block=2)
+    scheduler = tiny.scheduler_of(tiny.SCHEDULER | SCHEDULERS["ddim"])
+    plain = tiny.assembled(tmp_path, scheduler, (text, unet, vae), 500)
+    picture, hole = image().resize((64, 64)), mask().resize((64, 64), Image.Resampling.NEAREST)
+    kinds = {4: ("Img2Img", "Inpaint"), 8: ("InstructPix2Pix",), 9: ("Inpaint",)}[channels]
+    wanted = []
+    for kind in kinds:
+        pipe = quiet(getattr(diffusers, f"StableDiffusion{kind}Pipeline")(**plain.components,
+                                                                          requires_safety_checker=False))  # fmt: skip
+        options: dict[str, Any] = {"image": picture, "num_inference_steps": 4}
+        fields: dict[str, Any] = {"image": picture, "steps": 4}
+        if kind == "InstructPix2Pix":
+            options["num_inference_steps"] = fields["steps"] = 2
+        else:
+            options["strength"] = fields["strength"] = 0.5
+        if kind == "Inpaint":
+            options |= {"mask_image": hole, "height": 64, "width": 64}
+            fields |= {"mask": hole, "keep_unmasked": False}
+        wanted.append((fields, reference(pipe, **options)))
+    pipe.save_pretrained(tmp_path / "model")
+    del pipe, plain, text, unet, vae
+    for fields, want in wanted:
+        assert (drawn(tmp_path / "model", **fields) - want).abs().max() < 1e-3
+
+
+def test_models_that_see_a_picture_ask_for_one(with_more_channels: dict[int, Any], tmp_path: Path) -> None:
+    for channels, said in ((8, "pix2pix, which starts from a picture"), (9, "inpaint, which starts from a picture")):
+        folder = folder_of(with_more_channels[channels], tmp_path / str(channels), "ddim")
+        with pytest.raises(reverie.ReverieError, match=said):
+            drawn(folder, steps=1)
+    with pytest.raises(reverie.ReverieError, match="this model fills masks"):
+        drawn(tmp_path / "9" / "model", image=image(), steps=1)
+
+
+def test_hires_after_image_to_image_is_larger(plain: Any, tmp_path: Path) -> None:
+    got = drawn(folder_of(plain, tmp_path, "ddim"), image=image(), steps=2, hires={"scale": 2.0})
+    assert got.shape == (1, 2 * SIZE, 2 * SIZE, 3)

@@ -52,6 +52,13 @@ def test_known_ids() -> None:
     assert (CLIP.vocab_size, CLIP.bos, CLIP.eos, CLIP.pad) == (49_408, 49_406, 49_407, 49_407)
 
 
+def test_the_end_of_a_word_is_known() -> None:
+    # Three ids for the one, one for the other.
+    ids = CLIP.encode("donaudampf red")
+    assert [CLIP.ends_word(i) for i in ids] == [False] * (len(ids) - 2) + [True, True]
+    assert not any(CLIP.ends_word(i) for i in (CLIP.bos, CLIP.eos, CLIP.vocab_size))
+
+
 def test_the_packaged_merges_are_the_published_file() -> None:
     # merges.txt of openai/clip-vit-large-patch14.
     published = "9fd691f7c8039210e0fced15865466c65820d09b63988b0174bfe25de299051a"

@@ -1,9 +1,10 @@
 """T5's tokenizer: a prompt to the ids that the third text encoder of Stable Diffusion 3 reads.
 
 A unigram language model over pieces (Kudo 2018) with SentencePiece's normalisation. The `tokenizers` library does the
-work; the vocabulary comes from the folder `tokenizer_3` of a model, as `tokenizer.json` or as SentencePiece's
-`spiece.model`, whose few fields that matter are read here (sentencepiece_model.proto), so that no further package is
-needed. The rules are those of `transformers.T5TokenizerFast`, against which the tests hold every id.
+work; the vocabulary is data of this package, or comes from the folder `tokenizer_3` of a model. It is a
+`tokenizer.json` or SentencePiece's `spiece.model`, whose few fields that matter are read here
+(sentencepiece_model.proto), so that no further package is needed. The rules are those of
+`transformers.T5TokenizerFast`, against which the tests hold every id.
 """
 
 import base64
@@ -13,6 +14,7 @@ import math
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,7 @@ LENGTH = 256  # ids of a prompt in Stable Diffusion 3: diffusers `max_sequence_l
 SENTINELS = 100  # ids that T5 has after those of its spiece.model, `<extra_id_99>` down to `<extra_id_0>`
 SPACE = "▁"  # SentencePiece's mark of a space
 FILES = ("tokenizer.json", "spiece.model")  # in this order, as transformers prefers them
+PUBLISHED = Path(__file__).parent / "t5" / "spiece.model"
 
 # sentencepiece_model.proto: numbers of the fields, kinds of pieces, model type.
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3  # of ModelProto
@@ -49,6 +52,11 @@ class T5Tokenizer:
         self.eos, self.pad = eos, pad
         self.max_length = max_length
         self.vocab_size: int = model.get_vocab_size(with_added_tokens=True)
+
+    @staticmethod
+    def published(*, max_length: int = LENGTH) -> "T5Tokenizer":
+        """Give the tokenizer of the published T5 models (32,100 ids), from data in this package; cached."""
+        return _published(max_length)
 
     @classmethod
     def read(cls, path: Path, *, max_length: int = LENGTH) -> "T5Tokenizer":
@@ -314,3 +322,8 @@ def _stays_inside(units: Sequence[int], texts: bytes) -> bool:
             if start >= len(texts) or texts[start] & 0xC0 == 0x80:
                 return False
     return True
+
+
+@cache
+def _published(max_length: int) -> T5Tokenizer:
+    return T5Tokenizer.read(PUBLISHED, max_length=max_length)

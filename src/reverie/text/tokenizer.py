@@ -118,6 +118,11 @@ class ClipTokenizer:
         text: str = self._model.decode(known, skip_special_tokens=True)
         return text.replace(WORD_END, " ").strip()
 
+    def ends_word(self, i: int) -> bool:
+        """Say whether a word ends with an id."""
+        token: str | None = self._model.id_to_token(i)
+        return token is not None and token.endswith(WORD_END)
+
 
 @dataclass(frozen=True)
 class _Settings:
