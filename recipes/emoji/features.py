@@ -46,14 +46,20 @@ def samplers(model: Model) -> list[Cell]:
     """The same seed by samplers of every kind."""
     names = ("euler", "euler_a", "heun", "dpm_2", "dpmpp_2m", "dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "unipc",
              "deis", "lms", "ddim", "pndm", "restart", "er_sde", "sa_solver", "lcm", "euler_cfg_pp")  # fmt: skip
-    return [draw(model, name, "a smiling sun", sampler=name, spacing="karras", steps=12) for name in names]
+    found = []
+    for name in names:
+        scale = 1.5 if name.endswith("cfg_pp") else None  # CFG++ wants low scales
+        found.append(
+            draw(model, name, "a smiling sun", sampler=name, spacing="sgm_uniform", steps=20, guidance_scale=scale)
+        )
+    return found
 
 
 def spacings(model: Model) -> list[Cell]:
-    """Eight steps, differently spaced."""
+    """Twelve steps, differently spaced."""
     names = ("leading", "trailing", "linspace", "sgm_uniform", "karras", "exponential", "polyexponential", "beta",
              "kl_optimal", "align_your_steps", "laplace", "turbo")  # fmt: skip
-    return [draw(model, name, "a cat face", sampler="dpmpp_2m", spacing=name, steps=8) for name in names]
+    return [draw(model, name, "a cat face", sampler="dpmpp_2m", spacing=name, steps=12) for name in names]
 
 
 def guidance(model: Model) -> list[Cell]:
@@ -150,11 +156,11 @@ def page(cells: Sequence[Cell]) -> Image.Image:
 def main() -> None:
     """Draw the sheets that are named, or all."""
     parser = argparse.ArgumentParser(description="Draw a sheet for every feature with the bundled model.")
-    parser.add_argument("names", nargs="*", choices=[*FEATURES, []], default=list(FEATURES))
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(FEATURES)}; all if absent")
     parser.add_argument("--out", type=Path, default=Path("docs/features"))
     given = parser.parse_args()
     model = reverie.load()
-    for name in given.names:
+    for name in given.names or FEATURES:
         cells = FEATURES[name](model)
         save_image(page(cells), given.out / f"{name}.png")
         if name == "travel":

@@ -155,5 +155,5 @@ def test_samplers(cli: CommandLine) -> None:
     assert {"euler", "ddim", "dpmpp_2m"} <= set(names)
     table = cli("samplers")
     assert table.code == 0
-    for name in [*names, *listed["spacings"]]:
+    for name in [*names, *(row["name"] for row in listed["spacings"])]:
         assert name in table.out

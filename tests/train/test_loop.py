@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import reverie
+from reverie.diffusion.process import Process
 from reverie.errors import ConfigError
 from reverie.families.sd1 import folder
 from reverie.train.config import AutoencoderRun, DataConfig, DiffusionRun, LoopConfig, read_config
@@ -92,6 +93,7 @@ def test_exported_noise_schedule_is_the_trained_one(tmp_path: Path, vae: Path) -
         trainer = toy.trained(run.model_copy(update={"objective": objective}))
         model = reverie.load(tmp_path / schedule / "export", device="cpu", precision="float32")
         assert isinstance(trainer.method, DiffusionMethod)
+        assert isinstance(model.parts.process, Process)
         assert torch.equal(model.parts.process.betas, trainer.method.process.betas)
 
 

@@ -59,6 +59,12 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for program
 DebugOption = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
 
+VaeOption = Annotated[str | None, typer.Option("--vae", help="file or folder the VAE comes from instead")]
+UnetOption = Annotated[str | None, typer.Option("--unet", help="file or folder the U-Net comes from instead")]
+TextEncoderOption = Annotated[
+    str | None, typer.Option("--text-encoder", help="file or folder the text encoders come from instead")
+]
+EmaOption = Annotated[bool, typer.Option("--ema", help="the averaged U-Net that a single file may hold")]
 OffloadOption = Annotated[bool, typer.Option("--offload", help="keep one part of the model at a time on the device")]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="file, or folder; reverie-00001.png here if absent")
@@ -78,14 +84,6 @@ def request_options(function: Callable[..., None]) -> Callable[..., None]:
     own = [p for p in introspection.signature(function).parameters.values() if p.name != "flags"]
     function.__signature__ = introspection.Signature([*own, *parameters()])  # type: ignore[attr-defined]
     return function
-
-
-def _options(
-    device: str, precision: Precision, variant: str | None, prediction: str | None, offload: bool
-) -> dict[str, Any]:
-    """What `reverie.load` is told."""
-    return {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction,
-            "offload": offload}  # fmt: skip
 
 
 def _session(model: str | None, options: dict[str, Any], how: dict[str, Any]) -> "Session":
@@ -108,6 +106,10 @@ def generate(
     precision: PrecisionOption = Precision.auto,
     variant: VariantOption = None,
     prediction: PredictionOption = None,
+    vae: VaeOption = None,
+    unet: UnetOption = None,
+    text_encoder: TextEncoderOption = None,
+    ema: EmaOption = False,
     offload: OffloadOption = False,
     preview: PreviewOption = 0,
     preview_out: PreviewOutOption = None,
@@ -122,7 +124,8 @@ def generate(
         from reverie.apps.generating import Previews, run_generate
 
     given = fields(flags) | ({} if prompt is None else {"prompt": prompt})
-    options = _options(device, precision, variant, prediction, offload)
+    options = {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction, "vae": vae,
+               "unet": unet, "text_encoder": text_encoder, "ema": ema, "offload": offload}  # fmt: skip
     how = {"events": as_json, "previews": Previews(preview, preview_out, preview_decoder), "metadata": metadata}
     run_generate(given, out, source, model, options, how)
 
@@ -137,6 +140,10 @@ def batch(
     precision: PrecisionOption = Precision.auto,
     variant: VariantOption = None,
     prediction: PredictionOption = None,
+    vae: VaeOption = None,
+    unet: UnetOption = None,
+    text_encoder: TextEncoderOption = None,
+    ema: EmaOption = False,
     offload: OffloadOption = False,
     metadata: MetadataOption = True,
     as_json: JsonOption = False,
@@ -144,7 +151,8 @@ def batch(
     **flags: Any,
 ) -> None:
     """Draw many requests; the same command goes on where it was stopped. Options hold for every line."""
-    options = _options(device, precision, variant, prediction, offload)
+    options = {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction, "vae": vae,
+               "unet": unet, "text_encoder": text_encoder, "ema": ema, "offload": offload}  # fmt: skip
     session = _session(model, options, {"events": as_json, "metadata": metadata})
     from reverie.apps.batching import run_batch
 
@@ -166,6 +174,10 @@ def grid(
     precision: PrecisionOption = Precision.auto,
     variant: VariantOption = None,
     prediction: PredictionOption = None,
+    vae: VaeOption = None,
+    unet: UnetOption = None,
+    text_encoder: TextEncoderOption = None,
+    ema: EmaOption = False,
     offload: OffloadOption = False,
     metadata: MetadataOption = True,
     as_json: JsonOption = False,
@@ -173,7 +185,8 @@ def grid(
     **flags: Any,
 ) -> None:
     """Draw every combination of values of up to three fields on one labelled sheet."""
-    options = _options(device, precision, variant, prediction, offload)
+    options = {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction, "vae": vae,
+               "unet": unet, "text_encoder": text_encoder, "ema": ema, "offload": offload}  # fmt: skip
     session = _session(model, options, {"events": as_json, "metadata": metadata})
     from reverie.apps.gridding import run_grid
 

@@ -156,6 +156,10 @@ def load(
     precision: Precision = "auto",
     variant: str | None = None,
     prediction: str | None = None,
+    vae: str | Path | None = None,
+    unet: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    ema: bool = False,
     offload: bool = False,
 ) -> Model:
     """Open a model.
@@ -166,6 +170,8 @@ def load(
         precision: `auto` is float32 on a CPU, float16 on CUDA and MPS.
         variant: of a folder's weight files, for example `fp16`.
         prediction: override what the file says it predicts: `epsilon`, `v`, `sample`.
+        vae, unet, text_encoder: a file or folder from which this part comes instead.
+        ema: take the averaged U-Net that a single file holds beside the other.
         offload: keep one part at a time on the device.
 
     Raises:
@@ -179,7 +185,9 @@ def load(
     if precision != "auto" and precision not in DTYPES:
         raise RequestError(f"unknown precision {precision!r}; known: auto, {', '.join(DTYPES)}")
     automatic = torch.float32 if where.type == "cpu" else torch.float16
-    parts = load_parts(path, variant)
+    others = {"vae": vae, "unet": unet, "text_encoder": text_encoder}
+    given = {name: Path(other).expanduser() for name, other in others.items() if other is not None}
+    parts = load_parts(path, variant, ema=ema, **given)
     if prediction is not None:
         parts = parts.with_prediction(PARAMETERISATIONS[prediction])
     return Model(parts, path, where, DTYPES.get(precision, automatic), offload=offload)

@@ -98,7 +98,7 @@ def finished(job: Job, latents: Tensor) -> Tensor:
     if request.upscaler not in {None, "none"}:
         pixels = model.upscaler(str(request.upscaler)).enlarge(pixels)
     pixels = pixels.float().cpu()
-    if job.canvas is not None:
+    if job.canvas is not None and request.hires is None:  # after a second pass it is larger than the canvas
         pixels = job.canvas.finished(pixels, keep=request.keep_unmasked)
     return pixels.permute(0, 2, 3, 1).contiguous()
 

@@ -85,7 +85,18 @@ def _check(model: "Model", full: Request) -> None:
         raise RequestError("seed_width and seed_height go together; give both")
     if full.guidance_start > full.guidance_end:
         raise RequestError(f"guidance starts at {full.guidance_start:g} and ends before, at {full.guidance_end:g}")
+    _check_variant(parts.identity.variant, full)
     _check_together(full)
+
+
+def _check_variant(variant: str, full: Request) -> None:
+    """Models that see more than noise and words need what they see."""
+    if variant in {"depth", "x4-upscaler", "unclip"}:
+        raise RequestError(f"this is a model of the kind {variant}; it opens, but drawing with it is not here yet")
+    if variant in {"pix2pix", "inpaint", "refiner"} and full.image is None:
+        raise RequestError(f"this is a model of the kind {variant}, which starts from a picture; give one with image")
+    if variant == "inpaint" and full.mask is None and full.extend is None:
+        raise RequestError("this model fills masks; give one with mask, or sides to extend")
 
 
 def _check_together(full: Request) -> None:
