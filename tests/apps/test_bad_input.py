@@ -67,7 +67,7 @@ def sound() -> bytes:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, ["no model at", ".safetensors file or a diffusers folder"]),
+        (None, ["no model", "no such path, and none of that name", "reverie models"]),
         (b"", ["empty (0 bytes)"]),
         (sound()[:30], ["cut short inside its header", "download it again"]),
         (sound()[:-9], ["cut short", "32 bytes of data", "23", "download it again"]),
@@ -159,10 +159,10 @@ def test_a_file_of_the_folder_is_missing(cli: CommandLine, mine: Path, name: str
 
 @pytest.mark.parametrize("part", ["unet", "vae"])
 def test_weights_are_missing(cli: CommandLine, mine: Path, part: str) -> None:
-    (mine / part / WEIGHTS).rename(mine / part / "diffusion_pytorch_model.bin")
+    (mine / part / WEIGHTS).rename(mine / part / "weights.safetensors")
     line = cli.refused("inspect", mine)
     assert f"no {WEIGHTS} in {mine / part}" in line
-    assert "found diffusion_pytorch_model.bin" in line
+    assert "found config.json, weights.safetensors" in line
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,25 @@
 """What every family hands to the engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from reverie.diffusion.parameterisation import Parameterisation
-from reverie.diffusion.process import Process
+from reverie.diffusion.process import AnyProcess, Process
 from reverie.diffusion.spacing import SPACINGS, SpacingRules
 from reverie.errors import CheckpointError, RequestError
 from reverie.nets.autoencoder import Autoencoder
 from reverie.nets.clip_text import ClipText
+from reverie.nets.mmdit import MMDiT
+from reverie.nets.t5 import T5Encoder
 from reverie.nets.unet import UNet
 from reverie.sampling.registry import load_all
+from reverie.text.embed import Encoding, Tokens
+from reverie.text.t5_tokenizer import T5Tokenizer
 from reverie.text.tokenizer import ClipTokenizer
 from reverie.types import Cond, Predict
 
@@ -26,6 +31,8 @@ class Defaults:
     Attributes:
         rules: rounding and ends of the spacing, from the model's scheduler config.
         upscaler: a named post-step, or None.
+        options: settings of the sampler.
+        spacing_options: settings of the spacing.
     """
 
     sampler: str = "pndm"
@@ -36,6 +43,8 @@ class Defaults:
     width: int = 512
     height: int = 512
     upscaler: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    spacing_options: Mapping[str, float] = field(default_factory=dict)
 
 
 OWN_DEFAULTS: dict[str, tuple[type, ...]] = {
@@ -70,6 +79,8 @@ class Identity:
     Attributes:
         evidence: pairs of a claim and what in the file supports it.
         files: the weight files, by part.
+        variant: what the network wants beside noise and prompt: `inpaint`, `pix2pix`, `depth`, `x4-upscaler`,
+            `unclip`; `refiner` of SDXL, which wants a picture to refine; empty where nothing.
     """
 
     family: str
@@ -77,27 +88,142 @@ class Identity:
     prediction: str
     evidence: tuple[tuple[str, str], ...]
     files: dict[str, tuple[Path, ...]] = field(hash=False)
+    variant: str = ""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What SDXL is told of a picture's sizes (Podell et al. 2023, section 2.2); the defaults are those of diffusers.
+
+    Pixels; sizes are `(width, height)`, corners `(left, top)`.
+
+    Attributes:
+        width, height: of the picture that is drawn.
+        original: of the picture before it was scaled for training; that of the picture if None.
+        crop: what was cut off on the left and above.
+        target: after scaling and cutting; that of the picture if None.
+        aesthetic_score: what the refiner is told instead of `target`.
+        negative_original, negative_crop, negative_target, negative_aesthetic_score: the same for the negative prompt;
+            as for the prompt if None.
+    """
+
+    width: int
+    height: int
+    original: tuple[int, int] | None = None
+    crop: tuple[int, int] = (0, 0)
+    target: tuple[int, int] | None = None
+    aesthetic_score: float = 6.0
+    negative_original: tuple[int, int] | None = None
+    negative_crop: tuple[int, int] | None = None
+    negative_target: tuple[int, int] | None = None
+    negative_aesthetic_score: float = 2.5
+
+    def negative(self) -> "Sizes":
+        """What the negative prompt is told."""
+        return replace(
+            self,
+            original=self.negative_original or self.original,
+            crop=self.crop if self.negative_crop is None else self.negative_crop,
+            target=self.negative_target or self.target,
+            aesthetic_score=self.negative_aesthetic_score,
+        )
+
+
+EncodeRule: TypeAlias = Callable[[nn.Module, Tokens, int], Encoding]
+"""`(text encoder, tokens, layers to leave out) -> what the family takes of it`."""
+
+Join: TypeAlias = Callable[[Sequence[Encoding], Sizes], Cond]
+"""What the text encoders said, in their order, and sizes -> what the denoising network is told."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tower:
+    """A text encoder and how the family uses it.
+
+    Attributes:
+        name: of its folder: `text_encoder`, `text_encoder_2` or `text_encoder_3`.
+        encode: `encode(module, tokens, skip)`, skip as "clip skip" less one.
+    """
+
+    name: str
+    tokenizer: ClipTokenizer | T5Tokenizer
+    module: ClipText | T5Encoder
+    encode: EncodeRule
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The networks of a latent diffusion model, mapped, in the precision of their files."""
+    """The networks of a latent diffusion model, mapped, in the precision of their files.
+
+    Attributes:
+        towers: the text encoders.
+        unet: the denoising network, a transformer in Stable Diffusion 3.
+        join: the family's rule for `condition`.
+        zero_empty: an absent negative prompt is zeros, not the encoded empty text (diffusers'
+            `force_zeros_for_empty_prompt`).
+    """
 
     identity: Identity
-    tokenizer: ClipTokenizer
-    text_encoder: ClipText
-    unet: UNet
+    towers: tuple[Tower, ...]
+    unet: UNet | MMDiT
     vae: Autoencoder
-    process: Process
+    process: AnyProcess
     parameterisation: Parameterisation
     defaults: Defaults
+    join: Join
+    zero_empty: bool = False
+
+    @property
+    def text_encoder(self) -> ClipText:
+        """The first text encoder; it is CLIP's in every family."""
+        module = self.towers[0].module
+        assert isinstance(module, ClipText)
+        return module
+
+    @property
+    def tokenizer(self) -> ClipTokenizer:
+        """That of the first text encoder."""
+        tokenizer = self.towers[0].tokenizer
+        assert isinstance(tokenizer, ClipTokenizer)
+        return tokenizer
+
+    @property
+    def network(self) -> str:
+        """The name of the denoising network's folder."""
+        return "unet" if isinstance(self.unet, UNet) else "transformer"
+
+    @property
+    def guidance_told(self) -> bool:
+        """Whether the denoising network is told the guidance scale instead of being guided (LCM)."""
+        return isinstance(self.unet, UNet) and self.unet.config.guidance_width > 0
+
+    def condition(self, encodings: Sequence[Encoding], sizes: Sizes) -> Cond:
+        """What the denoising network is told.
+
+        Args:
+            encodings: what each of `towers` said of the same prompt, in their order.
+            sizes: of the picture; `sizes.negative()` for the negative prompt.
+
+        Raises:
+            RequestError: contexts of different lengths.
+        """
+        return self.join(encodings, sizes)
 
     def modules(self) -> dict[str, nn.Module]:
         """The networks by the names of their folders."""
-        return {"text_encoder": self.text_encoder, "unet": self.unet, "vae": self.vae}
+        return {tower.name: tower.module for tower in self.towers} | {self.network: self.unet, "vae": self.vae}
 
     def with_prediction(self, parameterisation: Parameterisation) -> "Parts":
-        """The same parts, read another way."""
+        """The same parts, read another way.
+
+        Raises:
+            RequestError: the model's noise process leaves no choice.
+        """
+        if not isinstance(self.process, Process) or parameterisation.name == "flow_prediction":
+            raise RequestError(
+                f"this {self.identity.family} model predicts {self.parameterisation.name} and cannot be read as "
+                f"{parameterisation.name}; leave the prediction type out"
+            )
         identity = replace(
             self.identity,
             prediction=parameterisation.name,
@@ -107,24 +233,32 @@ class Parts:
 
 
 def preconditioned(
-    unet: Callable[[Tensor, Tensor, Tensor], Tensor],
-    process: Process,
+    unet: Callable[..., Tensor],
+    process: AnyProcess,
     parameterisation: Parameterisation,
     dtype: torch.dtype,
     *,
     told: Callable[[float], float] = float,
+    guidance: float | None = None,
 ) -> Predict:
     """The network as `predict(x, sigma, cond) -> x0` (EDM, equation 7). x stays float32, the network has `dtype`.
 
     Args:
+        unet: `(x, timesteps, context)`, and by name `vector` and `taps` where the condition has them. A condition's
+            channels are concatenated to `x` after it is scaled.
         told: how a timestep is rounded before the network is told.
+        guidance: the guidance scale that a distilled network is told (`Parts.guidance_told`).
     """
 
     def predict(x: Tensor, sigma: float, cond: Cond) -> Tensor:
         k = parameterisation.at(sigma)
         t = told(process.timestep(sigma))
         timesteps = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
-        answer = unet((k.into * x).to(dtype), timesteps, cond.context)
+        seen = k.into * x if cond.channels is None else torch.cat([k.into * x, cond.channels], dim=1)
+        scales = None if guidance is None else torch.full((len(x),), guidance, device=x.device)
+        named = {"vector": cond.vector, "taps": cond.taps, "guidance": scales}
+        present = {name: value for name, value in named.items() if value is not None}
+        answer = unet(seen.to(dtype), timesteps, cond.context, **present)
         return k.skip * x + k.out * answer.float()
 
     return predict

@@ -1,9 +1,20 @@
 """Attention and the transformer blocks of the U-Net."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reverie.types import Taps
+
+MOST_SCORES = 2**30  # of queries and keys at a time; kernels that keep them all would need 4 GiB in float32
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`softmax(q k^T / sqrt(d)) v`, all `(B, heads, N, d)`; of very large maps some queries at a time."""
+    rows = max(MOST_SCORES // (q.shape[0] * q.shape[1] * k.shape[2]), 1)
+    if q.shape[2] <= rows:
+        return F.scaled_dot_product_attention(q, k, v)
+    return torch.cat([F.scaled_dot_product_attention(part, k, v) for part in torch.split(q, rows, dim=2)], dim=2)
 
 
 class Attention(nn.Module):
@@ -17,10 +28,15 @@ class Attention(nn.Module):
 
     Attributes:
         path: the name of this layer in its network, by which it is tapped; set by the network.
+
+    Raises:
+        ValueError: the heads do not divide the channels.
     """
 
     def __init__(self, width: int, heads: int, context_width: int | None = None, *, qkv_bias: bool = False) -> None:
         super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide {width} channels")
         self.heads = heads
         self.path = ""
         source = context_width or width
@@ -37,7 +53,7 @@ class Attention(nn.Module):
     def _attend(self, x: Tensor, context: Tensor | None) -> Tensor:
         source = x if context is None else context
         q, k, v = (self.split(t) for t in (self.to_q(x), self.to_k(source), self.to_v(source)))
-        return self.merged(F.scaled_dot_product_attention(q, k, v))
+        return self.merged(attention(q, k, v))
 
     def merged(self, heads: Tensor) -> Tensor:
         """What every head found `(B, heads, N, d)`, through the output projection: `(B, N, width)`."""
@@ -78,13 +94,18 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the prompt, feed-forward; each on the normalised input and added."""
+    """Self-attention, cross-attention to the prompt, feed-forward; each on the normalised input and added.
 
-    def __init__(self, width: int, heads: int, context_width: int) -> None:
+    Args:
+        cross_only: the first attention looks at the prompt, too (the x4 upscaler's large maps).
+    """
+
+    def __init__(self, width: int, heads: int, context_width: int, *, cross_only: bool = False) -> None:
         super().__init__()
         self.path = ""
+        self.cross_only = cross_only
         self.norm1 = nn.LayerNorm(width)
-        self.attn1 = Attention(width, heads)
+        self.attn1 = Attention(width, heads, context_width if cross_only else None)
         self.norm2 = nn.LayerNorm(width)
         self.attn2 = Attention(width, heads, context_width)
         self.norm3 = nn.LayerNorm(width)
@@ -94,7 +115,7 @@ class TransformerBlock(nn.Module):
         """`x (B, N, width)`, `context (B, M, context_width)` -> `(B, N, width)`."""
         if taps and self.path in taps.bypass:
             return x
-        x = x + self.attn1(self.norm1(x), None, taps)
+        x = x + self.attn1(self.norm1(x), context if self.cross_only else None, taps)
         x = x + self.attn2(self.norm2(x), context, taps)
         result: Tensor = x + self.ff(self.norm3(x))
         return result
@@ -104,7 +125,9 @@ class SpatialTransformer(nn.Module):
     """Transformer blocks over the pixels of a feature map (Rombach et al. 2022, appendix E.2.1).
 
     Args:
+        depth: number of transformer blocks.
         linear_projection: `proj_in` and `proj_out` are linear (SD 2, SDXL) instead of 1x1 convolutions (SD 1).
+        cross_only: see `TransformerBlock`.
     """
 
     def __init__(
@@ -116,12 +139,15 @@ class SpatialTransformer(nn.Module):
         depth: int = 1,
         groups: int = 32,
         linear_projection: bool = False,
+        cross_only: bool = False,
     ) -> None:
         super().__init__()
         self.linear_projection = linear_projection
         self.norm = nn.GroupNorm(groups, width, eps=1e-6)
         self.proj_in = nn.Linear(width, width) if linear_projection else nn.Conv2d(width, width, 1)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(width, heads, context_width) for _ in range(depth))
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(width, heads, context_width, cross_only=cross_only) for _ in range(depth)
+        )
         self.proj_out = nn.Linear(width, width) if linear_projection else nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor, context: Tensor, taps: Taps | None = None) -> Tensor:

@@ -25,16 +25,41 @@ def timestep_embedding(timesteps: Tensor, width: int) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class TimestepEmbedding(nn.Module):
-    """Two linear layers with SiLU between them."""
+def guidance_embedding(scales: Tensor, width: int) -> Tensor:
+    """Sines then cosines of `1000 * (scale - 1)`: what a distilled network is told of the guidance scale.
 
-    def __init__(self, width: int, inner: int) -> None:
+    Source: Meng et al. 2023; diffusers' `get_guidance_scale_embedding`, whose last frequency is 1/10000.
+
+    Args:
+        scales: `(B,)`, guidance scales; 1 is no guidance.
+        width: even number of channels, at least 4.
+
+    Returns:
+        `(B, width)` float32.
+    """
+    half = width // 2
+    steps = torch.arange(half, dtype=torch.float32, device=scales.device)
+    angles = 1000 * (scales.float() - 1)[:, None] * torch.exp(-math.log(10000.0) / (half - 1) * steps)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers with SiLU between them.
+
+    Args:
+        condition_width: channels of a second input that is projected and added to the first; 0 for none.
+    """
+
+    def __init__(self, width: int, inner: int, condition_width: int = 0) -> None:
         super().__init__()
         self.linear_1 = nn.Linear(width, inner)
+        self.cond_proj = nn.Linear(condition_width, width, bias=False) if condition_width else None
         self.linear_2 = nn.Linear(inner, inner)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, width)` -> `(B, inner)`."""
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """`x (B, width)`, `condition (B, condition_width)` -> `(B, inner)`."""
+        if self.cond_proj is not None and condition is not None:
+            x = x + self.cond_proj(condition)
         result: Tensor = self.linear_2(F.silu(self.linear_1(x)))
         return result
 

@@ -1,7 +1,8 @@
 """CLIP's text encoder (Radford et al. 2021), the part that Stable Diffusion conditions on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ class ClipTextConfig:
 
     Attributes:
         activation: `quick_gelu` (OpenAI's) or `gelu` (OpenCLIP's).
+        projection_width: channels to which the pooled output is projected; 0 where it is not.
     """
 
     vocab_size: int = 49408
@@ -24,6 +26,7 @@ class ClipTextConfig:
     positions: int = 77
     activation: str = "quick_gelu"
     eps: float = 1e-5
+    projection_width: int = 0
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -31,6 +34,7 @@ def quick_gelu(x: Tensor) -> Tensor:
     return x * torch.sigmoid(1.702 * x)
 
 
+Vectors: TypeAlias = Sequence[tuple[int, int, Tensor]]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"quick_gelu": quick_gelu, "gelu": F.gelu}
 
 
@@ -42,9 +46,13 @@ class Embeddings(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.width)
         self.position_embedding = nn.Embedding(config.positions, config.width)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """`(B, L)` -> `(B, L, width)`."""
-        result: Tensor = self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+    def forward(self, ids: Tensor, vectors: Vectors = ()) -> Tensor:
+        """`(B, L)` -> `(B, L, width)`; `vectors` stand in for the embeddings of some ids."""
+        tokens = self.token_embedding(ids)
+        for row, at, instead in vectors:
+            tokens = tokens.clone()
+            tokens[row, at : at + len(instead)] = instead.to(tokens)
+        result: Tensor = tokens + self.position_embedding.weight[: ids.shape[1]]
         return result
 
 
@@ -59,14 +67,18 @@ class SelfAttention(nn.Module):
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(B, L, width)` -> `(B, L, width)`."""
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`x (B, L, width)`, `mask (B, L)`, False where no position may look -> `(B, L, width)`."""
         batch, length, width = x.shape
         q, k, v = (
             proj(x).view(batch, length, self.heads, width // self.heads).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if mask is None:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        else:
+            causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=causal & mask[:, None, None, :])
         result: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return result
 
@@ -96,9 +108,9 @@ class Layer(nn.Module):
         self.mlp = Mlp(config)
         self.layer_norm2 = nn.LayerNorm(config.width, eps=config.eps)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """`(B, L, width)` -> `(B, L, width)`."""
-        x = x + self.self_attn(self.layer_norm1(x))
+        x = x + self.self_attn(self.layer_norm1(x), mask)
         result: Tensor = x + self.mlp(self.layer_norm2(x))
         return result
 
@@ -122,26 +134,74 @@ class TextTransformer(nn.Module):
 
 
 class ClipText(nn.Module):
-    """`ids -> hidden states`; parameter names as in transformers' `CLIPTextModel` files."""
+    """`ids -> hidden states`; parameter names as in the files of transformers' `CLIPTextModel`, or of its
+    `CLIPTextModelWithProjection` where the config has a projection.
+    """
 
     def __init__(self, config: ClipTextConfig) -> None:
         super().__init__()
         self.config = config
         self.text_model = TextTransformer(config)
+        projected = config.projection_width
+        self.text_projection = nn.Linear(config.width, projected, bias=False) if projected else None
 
-    def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        skip: int = 0,
+        *,
+        vectors: Vectors = (),
+        mask: Tensor | None = None,
+        final_norm: bool = True,
+    ) -> Tensor:
         """Encode token ids.
 
         Args:
             ids: `(B, L)` int64, L at most `config.positions`.
             skip: how many of the last layers to leave out ("clip skip 2" leaves out one).
+            vectors: `(row, position, (k, width))`, what stands in for the embeddings of k ids (textual inversion).
+            mask: `(B, L)` bool, False where no position may look; beside the causal mask.
+            final_norm: whether the final layer norm follows (in SDXL it does not).
 
         Returns:
-            `(B, L, width)`, after the final layer norm.
+            `(B, L, width)`.
         """
-        x = self.text_model.embeddings(ids)
-        layers = self.text_model.encoder.layers
-        for layer in layers[: len(layers) - skip]:
-            x = layer(x)
+        x = self._through(self.text_model.embeddings(ids, vectors), 0, self.config.layers - skip, mask)
+        return self._normed(x) if final_norm else x
+
+    def encode(
+        self,
+        ids: Tensor,
+        skip: int = 0,
+        *,
+        eos: int,
+        vectors: Vectors = (),
+        mask: Tensor | None = None,
+        final_norm: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """Encode token ids, with the pooled output that CLIP compares pictures with.
+
+        Args:
+            eos: the id at whose first place a row is pooled.
+
+        Returns:
+            What `forward` says, and `(B, projection_width)`, or `(B, width)` without projection: always of the last
+            layer, after the final norm.
+        """
+        layers = self.config.layers
+        x = self._through(self.text_model.embeddings(ids, vectors), 0, layers - skip, mask)
+        last = self._normed(self._through(x, layers - skip, layers, mask))
+        rows = torch.arange(len(ids), device=ids.device)
+        pooled = last[rows, (ids == eos).int().argmax(dim=1)]
+        if self.text_projection is not None:
+            pooled = self.text_projection(pooled)
+        return self._normed(x) if final_norm else x, pooled
+
+    def _through(self, x: Tensor, first: int, last: int, mask: Tensor | None) -> Tensor:
+        for layer in self.text_model.encoder.layers[first:last]:
+            x = layer(x, mask)
+        return x
+
+    def _normed(self, x: Tensor) -> Tensor:
         result: Tensor = self.text_model.final_layer_norm(x)
         return result

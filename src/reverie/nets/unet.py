@@ -1,16 +1,30 @@
 """The denoising U-Net with cross-attention to the prompt (Rombach et al. 2022)."""
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reverie.errors import RequestError
 from reverie.nets.attention import Attention, SpatialTransformer, TransformerBlock
-from reverie.nets.blocks import Downsample, ResnetBlock, TimestepEmbedding, Upsample, timestep_embedding
+from reverie.nets.blocks import (
+    Downsample,
+    ResnetBlock,
+    TimestepEmbedding,
+    Upsample,
+    guidance_embedding,
+    timestep_embedding,
+)
 from reverie.types import Taps
 
 NORM_EPS = 1e-5  # of the residual blocks and the last norm; CompVis `normalization`, diffusers `norm_eps`
+
+Depths: TypeAlias = tuple[int | tuple[int, ...], ...]
+"""Transformer blocks at each level: one number, or one for each residual block; 0 without attention."""
+
+VectorKind: TypeAlias = Literal["", "add_embedding", "class_embedding", "class_table"]
 
 
 @dataclass(frozen=True)
@@ -19,26 +33,63 @@ class UNetConfig:
 
     Attributes:
         block_out_channels: width of each level, from full resolution down.
-        attention: whether each level attends to the prompt.
+        attention: depth of the transformers of each level on the way down; True counts as 1.
+        up_attention: the same on the way up, the lowest resolution first; None where it mirrors `attention`.
+        mid_attention: depth in the middle; 0 for one residual block alone (SSD-1B), None without a middle (BK-SDM).
+        cross_only: whether the first attention of a level looks at the prompt, too (x4 upscaler); empty for none.
         heads: attention heads of each level.
         layers_per_block: residual blocks a level on the way down (one more on the way up).
         context_width: channels of the text encoder's output.
+        vector: how a vector is added to the time embedding: by `add_embedding` (SDXL: pooled prompt and sizes), by
+            `class_embedding` (unCLIP: an encoded picture), by a row of the table `class_embedding` (x4 upscaler: a
+            noise level); empty for not at all.
+        vector_width: channels of that vector, or rows of the table.
+        size_width: channels in which the vector of SDXL tells each number.
+        guidance_width: channels in which a distilled network is told the guidance scale (LCM); 0 for not at all.
     """
 
     in_channels: int = 4
     out_channels: int = 4
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
-    attention: tuple[bool, ...] = (True, True, True, False)
+    attention: Depths = (1, 1, 1, 0)
     heads: tuple[int, ...] = (8, 8, 8, 8)
     layers_per_block: int = 2
     context_width: int = 768
     groups: int = 32
     linear_projection: bool = False
+    up_attention: Depths | None = None
+    mid_attention: int | None = 1
+    cross_only: tuple[bool, ...] = ()
+    vector: VectorKind = ""
+    vector_width: int = 0
+    size_width: int = 256
+    guidance_width: int = 0
 
     @property
     def time_width(self) -> int:
         """Channels of the time embedding."""
         return 4 * self.block_out_channels[0]
+
+    def down_depths(self, level: int) -> tuple[int, ...]:
+        """Depth of the transformer behind each residual block of a level on the way down."""
+        return _each(self.attention[level], self.layers_per_block)
+
+    def up_depths(self, level: int) -> tuple[int, ...]:
+        """Depth of the transformer behind each residual block of a level on the way up."""
+        depths = self.attention[::-1] if self.up_attention is None else self.up_attention
+        return _each(depths[len(depths) - 1 - level], self.layers_per_block + 1)
+
+
+def _each(depth: int | tuple[int, ...], count: int) -> tuple[int, ...]:
+    """One depth a residual block.
+
+    Raises:
+        ValueError: there are as many neither as residual blocks nor as one.
+    """
+    depths = (int(depth),) * count if isinstance(depth, int) else depth
+    if len(depths) != count:
+        raise ValueError(f"{len(depths)} depths of transformers for {count} residual blocks")
+    return depths
 
 
 class DownBlock(nn.Module):
@@ -51,7 +102,7 @@ class DownBlock(nn.Module):
         self.resnets = nn.ModuleList(
             _resnet(config, source if j == 0 else width, width) for j in range(config.layers_per_block)
         )
-        self.attentions = _attentions(config, level, config.layers_per_block)
+        self.attentions = _attentions(config, level, config.down_depths(level))
         last = level == len(config.block_out_channels) - 1
         self.downsamplers = None if last else nn.ModuleList([Downsample(width)])
 
@@ -72,20 +123,24 @@ class DownBlock(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """Residual block, attention, residual block at the lowest resolution."""
+    """Residual block, attention, residual block at the lowest resolution; or one residual block alone.
 
-    def __init__(self, config: UNetConfig) -> None:
+    Args:
+        depth: of the transformer; 0 without it and what follows.
+    """
+
+    def __init__(self, config: UNetConfig, depth: int) -> None:
         super().__init__()
-        width = config.block_out_channels[-1]
-        self.resnets = nn.ModuleList(_resnet(config, width, width) for _ in range(2))
-        self.attentions = nn.ModuleList([_attention(config, len(config.block_out_channels) - 1)])
+        width, level = config.block_out_channels[-1], len(config.block_out_channels) - 1
+        self.resnets = nn.ModuleList(_resnet(config, width, width) for _ in range(2 if depth else 1))
+        self.attentions = nn.ModuleList([_attention(config, level, depth)]) if depth else None
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor, taps: Taps | None = None) -> Tensor:
         """`(B, C, h, w)` -> `(B, C, h, w)`."""
         x = self.resnets[0](x, time)
-        x = self.attentions[0](x, context, taps)
-        result: Tensor = self.resnets[1](x, time)
-        return result
+        if self.attentions is not None:
+            x = self.resnets[1](self.attentions[0](x, context, taps), time)
+        return x
 
 
 class UpBlock(nn.Module):
@@ -107,7 +162,7 @@ class UpBlock(nn.Module):
         self.resnets = nn.ModuleList(
             _resnet(config, source + skip, width) for source, skip in zip(sources, skips, strict=True)
         )
-        self.attentions = _attentions(config, level, count)
+        self.attentions = _attentions(config, level, config.up_depths(level))
         self.upsamplers = nn.ModuleList([Upsample(width)]) if level > 0 else None
 
     def forward(
@@ -137,9 +192,11 @@ class UNet(nn.Module):
         widths = config.block_out_channels
         levels = range(len(widths))
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], config.time_width)
+        self.time_embedding = TimestepEmbedding(widths[0], config.time_width, config.guidance_width)
+        self.add_embedding = _vector_embedding(config) if config.vector == "add_embedding" else None
+        self.class_embedding = _vector_embedding(config) if config.vector.startswith("class") else None
         self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in levels)
-        self.mid_block = MidBlock(config)
+        self.mid_block = None if config.mid_attention is None else MidBlock(config, config.mid_attention)
         self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in reversed(levels))
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
@@ -147,7 +204,16 @@ class UNet(nn.Module):
             if isinstance(module, Attention | TransformerBlock | UpBlock):
                 module.path = path
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, taps: Taps | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        taps: Taps | None = None,
+        *,
+        vector: Tensor | None = None,
+        guidance: Tensor | None = None,
+    ) -> Tensor:
         """One evaluation.
 
         Args:
@@ -155,39 +221,84 @@ class UNet(nn.Module):
             timesteps: `(B,)`, may be fractional.
             context: `(B, M, context_width)`, the encoded prompt.
             taps: where this evaluation differs.
+            vector: `(B, vector_width)`, for models that want it; `(B, 1)` the row where they have a table.
+            guidance: `(B,)`, guidance scales, for models that were distilled to be told.
 
         Returns:
             `(B, out_channels, h, w)`.
+
+        Raises:
+            RequestError: a vector or guidance that the model needs is missing, or not of its width.
         """
-        embedding = timestep_embedding(timesteps, self.config.block_out_channels[0])
-        time = self.time_embedding(embedding.to(x.dtype))
+        time = self._time(timesteps, guidance, x.dtype)
+        if self.config.vector:
+            time = time + self._added(vector, x)
         x = self.conv_in(x)
         skips = [x]
         for down in self.down_blocks:
             x, new = down(x, time, context, taps)
             skips += new
-        x = self.mid_block(x, time, context, taps)
+        if self.mid_block is not None:
+            x = self.mid_block(x, time, context, taps)
         for up in self.up_blocks:
             x = up(x, skips, time, context, taps)
         result: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return result
+
+    def _time(self, timesteps: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:
+        """The time embedding `(B, time_width)`."""
+        embedding = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(dtype)
+        width = self.config.guidance_width
+        if width and guidance is None:
+            raise RequestError("this model was distilled to be told the guidance scale, and was told none")
+        told = None if not width or guidance is None else guidance_embedding(guidance, width).to(dtype)
+        result: Tensor = self.time_embedding(embedding, told)
+        return result
+
+    def _added(self, vector: Tensor | None, x: Tensor) -> Tensor:
+        """What the vector adds to the time embedding: `(B, time_width)`."""
+        table = self.config.vector == "class_table"
+        width = 1 if table else self.config.vector_width
+        if vector is None or vector.shape != (len(x), width):
+            found = "none" if vector is None else f"one of shape {list(vector.shape)}"
+            raise RequestError(f"this model wants a vector of {width} numbers for each picture, and was given {found}")
+        embedding = self.add_embedding if self.class_embedding is None else self.class_embedding
+        assert embedding is not None
+        result: Tensor = embedding(vector[:, 0].long() if table else vector.to(x.dtype))
+        return result
+
+
+def _vector_embedding(config: UNetConfig) -> nn.Module:
+    if config.vector == "class_table":
+        return nn.Embedding(config.vector_width, config.time_width)
+    return TimestepEmbedding(config.vector_width, config.time_width)
 
 
 def _resnet(config: UNetConfig, source: int, width: int) -> ResnetBlock:
     return ResnetBlock(source, width, time_width=config.time_width, groups=config.groups, eps=NORM_EPS)
 
 
-def _attention(config: UNetConfig, level: int) -> SpatialTransformer:
+def _attention(config: UNetConfig, level: int, depth: int, *, cross_only: bool = False) -> SpatialTransformer:
     return SpatialTransformer(
         config.block_out_channels[level],
         config.heads[level],
         config.context_width,
+        depth=depth,
         groups=config.groups,
         linear_projection=config.linear_projection,
+        cross_only=cross_only,
     )
 
 
-def _attentions(config: UNetConfig, level: int, count: int) -> nn.ModuleList | None:
-    if not config.attention[level]:
+def _attentions(config: UNetConfig, level: int, depths: tuple[int, ...]) -> nn.ModuleList | None:
+    """A transformer behind each residual block of a level, or none.
+
+    Raises:
+        ValueError: behind some and not behind others, which no published model has.
+    """
+    if not any(depths):
         return None
-    return nn.ModuleList(_attention(config, level) for _ in range(count))
+    if not all(depths):
+        raise ValueError(f"transformers of depths {list(depths)} at one level: all or none of them must be there")
+    cross_only = bool(config.cross_only) and config.cross_only[level]
+    return nn.ModuleList(_attention(config, level, depth, cross_only=cross_only) for depth in depths)

@@ -1,120 +1,92 @@
-"""Stable Diffusion 1 as a family: recognise, load."""
+"""Stable Diffusion 1 as a family."""
 
-from pathlib import Path
-from typing import Any
+from torch import Tensor
 
-from reverie.checkpoint.source import WeightFile, open_weights
-from reverie.errors import CheckpointError
-from reverie.families.base import Defaults, Identity, Parts, own_defaults
-from reverie.families.scheduler import SD1_SCHEDULER, read_scheduler
-from reverie.families.sd1 import folder as layout
-from reverie.families.sd1 import names, single
-from reverie.nets.autoencoder import Autoencoder
-from reverie.nets.clip_text import ClipText
-from reverie.nets.unet import UNet
-from reverie.text.tokenizer import ClipTokenizer
+from reverie.checkpoint.source import WeightFile
+from reverie.families import single
+from reverie.families.assembly import Plan, Use, assemble, check_vae, check_widths, require, variant_of
+from reverie.families.base import Parts
+from reverie.families.encoders import context_alone, last_layer
+from reverie.families.family import FAMILIES, Family, Opened
+from reverie.families.json_config import Json
+from reverie.families.pieces import KINDS, Pieces
+from reverie.families.pieces import Parts as NamedParts
+from reverie.families.prediction import Prediction, scheduler_of
+from reverie.families.scheduler import SD1_SCHEDULER
+from reverie.families.single import Sight, TextPlace, TextRule
 
-NAME = "sd1"
-TITLE = "Stable Diffusion 1"
+NAME, TITLE = "sd1", "Stable Diffusion 1"
 SIZE = 64  # latents; `sample_size` of the published U-Net, 512 pixels
+SCALE = {"scaling_factor": 0.18215}  # CompVis v1-inference.yaml `scale_factor`
+CONTEXT = 768  # CLIP ViT-L/14
+LDM, COMFY = "cond_stage_model.transformer.", "text_encoders.clip_l.transformer."
+TEXTS = (TextRule("text_encoder", (TextPlace(LDM), TextPlace(COMFY))),)
+PIPELINES = (
+    "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline",
+    "StableDiffusionInstructPix2PixPipeline", "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
+)  # fmt: skip
 
 
-def load_file(path: Path) -> Parts:
-    """A single file in the LDM layout.
-
-    Raises:
-        CheckpointError: not of this family, or broken.
-    """
-    file = open_weights(path)
-    networks = single.load_networks(file)
-    evidence = [
-        ("family sd1", f"{names.UNET}input_blocks.* and {names.TEXT}* (CLIP from transformers)"),
-        ("layout single file (LDM)", f"{len(file.tensors)} tensors, no config needed"),
-    ]
-    prediction, why = _prediction(file)
-    evidence.append((f"prediction {prediction}", why))
-    scheduler = SD1_SCHEDULER | {"prediction_type": prediction}
-    tokenizer = ClipTokenizer.published()
-    files: dict[str, tuple[Path, ...]] = dict.fromkeys(layout.PARTS, (path,))
-    return _parts(networks, tokenizer, scheduler, {}, SIZE, ("single file (LDM)", tuple(evidence), files))
+def claims_file(sight: Sight) -> str | None:
+    """A U-Net without a vector beside CLIP's text encoder; alone, one whose prompt is 768 wide."""
+    if sight.network != "unet" or sight.vector:
+        return None
+    if sight.has(LDM):
+        return f"{sight.prefix}input_blocks.* and {LDM}* (CLIP from transformers)"
+    if sight.has(COMFY):
+        return f"{sight.prefix}input_blocks.* without label_emb, and {COMFY}*"
+    if not sight.has_text and sight.context_width == CONTEXT:
+        return f"a U-Net whose prompt is {CONTEXT} wide, and no text encoder"
+    return None
 
 
-def load_folder(path: Path, variant: str | None = None) -> Parts:
-    """A diffusers folder.
-
-    Raises:
-        CheckpointError: not of this family, or broken.
-    """
-    index = layout.read_json(path / "model_index.json")
-    kind = index.get("_class_name")
-    if kind != "StableDiffusionPipeline":
-        raise CheckpointError(f"{path} holds a {kind}; this version opens StableDiffusionPipeline (Stable Diffusion 1)")
-    opened = {part: layout.weight_files(path / part, part, variant) for part in layout.PARTS}
-    networks = (
-        layout.load_part(path / "text_encoder", "text_encoder", opened["text_encoder"]),
-        layout.load_part(path / "unet", "unet", opened["unet"]),
-        layout.load_part(path / "vae", "vae", opened["vae"]),
-    )
-    scheduler = layout.read_json(path / "scheduler" / "scheduler_config.json")
-    own = layout.read_json(path / "reverie.json") if (path / "reverie.json").exists() else {}
-    prediction = str(scheduler.get("prediction_type", "epsilon"))
-    evidence = (
-        ("family sd1", f"model_index.json: {kind}; context {networks[1].config.context_width} wide"),
-        ("layout diffusers folder", "model_index.json"),
-        (f"prediction {prediction}", "scheduler/scheduler_config.json: prediction_type"),
-    )
-    files = {part: tuple(file.path for file in of_part) for part, of_part in opened.items()}
-    tokenizer = ClipTokenizer.from_folder(path / "tokenizer", max_length=networks[0].config.positions)
-    size = int(layout.read_json(path / "unet" / "config.json").get("sample_size") or SIZE)
-    return _parts(networks, tokenizer, scheduler, own, size, ("diffusers folder", evidence, files))
+def claims_networks(pieces: Pieces) -> str | None:
+    """A U-Net without a vector, and a text encoder with OpenAI's activation; without one, a prompt 768 wide."""
+    unet, text = pieces.get("unet"), pieces.get("text_encoder")
+    if unet is None or unet.config.vector:
+        return None
+    if text is not None:
+        return "text_encoder/config.json: hidden_act quick_gelu" if text.config.activation == "quick_gelu" else None
+    return f"a U-Net whose prompt is {CONTEXT} wide" if unet.config.context_width == CONTEXT else None
 
 
-def _parts(
-    networks: tuple[ClipText, UNet, Autoencoder],
-    tokenizer: ClipTokenizer,
-    scheduler: dict[str, Any],
-    own: dict[str, Any],
-    size: int,
-    found: tuple[str, tuple[tuple[str, str], ...], dict[str, tuple[Path, ...]]],
-) -> Parts:
-    text_encoder, unet, vae = networks
-    _check_fit(text_encoder, unet, vae, tokenizer)
-    schedule = read_scheduler(scheduler)
-    pixels = size * vae.config.factor
-    defaults = Defaults(
-        sampler=schedule.sampler, spacing=schedule.spacing, rules=schedule.rules, width=pixels, height=pixels
-    )
-    return Parts(
-        identity=Identity(NAME, found[0], schedule.parameterisation.name, found[1], found[2]),
-        tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, vae=vae,
-        process=schedule.process, parameterisation=schedule.parameterisation,
-        defaults=own_defaults(defaults, own.get("defaults", {})),
+def open_file(file: WeightFile, ema: bool) -> Pieces:
+    """The networks of a single file."""
+    return single.model_pieces(file, TEXTS, vector="", title=TITLE, ema=ema)
+
+
+def join_file(parts: NamedParts) -> dict[str, Tensor]:
+    """The tensors of a single file."""
+    return single.joined(parts, TEXTS)
+
+
+def published(prediction: str) -> Json:
+    """The scheduler of the published folders, for either prediction type."""
+    return SD1_SCHEDULER | {"prediction_type": prediction}
+
+
+def plan(opened: Opened) -> Plan:
+    """How the networks go together."""
+    unet, vae = opened.pieces["unet"].config, opened.pieces["vae"].config
+    check_widths("the text encoder", opened.pieces["text_encoder"].config.width, unet.context_width)
+    variant, evidence = variant_of(unet, vae.latent_channels)
+    unsaid = Prediction("epsilon", f"no sign of v-prediction; {TITLE} was trained to predict noise")
+    scheduler, why = scheduler_of(opened, published, lambda: unsaid)
+    return Plan(
+        (Use("text_encoder", last_layer),), context_alone, scheduler, (*evidence, why), SCALE, SIZE,
+        steps=50, guidance_scale=7.5, variant=variant,
     )  # fmt: skip
 
 
-def _check_fit(text_encoder: ClipText, unet: UNet, vae: Autoencoder, tokenizer: ClipTokenizer) -> None:
-    if text_encoder.config.width != unet.config.context_width:
-        raise CheckpointError(
-            f"the text encoder is {text_encoder.config.width} wide but the U-Net expects {unet.config.context_width}"
-        )
-    if unet.config.in_channels != vae.config.latent_channels:
-        raise CheckpointError(
-            f"the U-Net takes {unet.config.in_channels} channels, the VAE has {vae.config.latent_channels}; "
-            "inpainting and other variants are not supported yet"
-        )
-    if tokenizer.vocab_size > text_encoder.config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer has {tokenizer.vocab_size} ids, the text encoder only {text_encoder.config.vocab_size}"
-        )
+def load(opened: Opened) -> Parts:
+    """The networks, put together."""
+    require(opened, FAMILY, ("text_encoder", "unet", "vae"))
+    check_vae(opened, FAMILY)
+    return assemble(opened, FAMILY, plan(opened))
 
 
-def _prediction(file: WeightFile) -> tuple[str, str]:
-    """Prediction type and the evidence for it."""
-    declared = file.metadata.get("modelspec.prediction_type", "")
-    if declared in {"v", "v_prediction"}:
-        return "v_prediction", f"metadata modelspec.prediction_type = {declared!r}"
-    if "v_pred" in file.tensors:
-        return "v_prediction", "tensor v_pred"
-    if declared:
-        return "epsilon", f"metadata modelspec.prediction_type = {declared!r}"
-    return "epsilon", "no sign of v-prediction; Stable Diffusion 1 was trained to predict noise"
+FAMILY = Family(
+    NAME, TITLE, "unet", KINDS, TEXTS, PIPELINES, claims_file, claims_networks, open_file, join_file, load
+)  # fmt: skip
+FAMILIES.add(NAME, FAMILY)

@@ -8,6 +8,7 @@ shift is first there, the scale here; and the VAE's attention is made of 1x1 con
 
 import math
 from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from reverie.families.shapes import HEAD_WIDTH, MOST_LAYERS, Header, Shapes, cou
 from reverie.nets.autoencoder import AutoencoderConfig
 from reverie.nets.mmdit import MMDiTConfig
 from reverie.nets.t5 import T5Config
+
+T = TypeVar("T")
 
 # The parts by the names of their folders, and where they are in a file.
 TRANSFORMER, VAE, CLIP_L, T5 = "transformer", "vae", "text_encoder", "text_encoder_3"
@@ -137,11 +140,21 @@ def t5_tensors(tensors: Tensors) -> dict[str, Tensor]:
     return {"shared.weight": again} | found if again is not None else found
 
 
-def split(tensors: Tensors, transformer: MMDiTConfig, vae: AutoencoderConfig) -> dict[str, dict[str, Tensor]]:
-    """The parts of a file, by the names of their folders, each with its tensors under our names.
+def clip_l_tensors(tensors: Tensors) -> dict[str, Tensor]:
+    """CLIP-L's tensors with the identity for `text_projection`, whatever the file says.
 
-    CLIP-L's `text_projection` becomes the identity, whatever the file says: Stable Diffusion 3 takes that encoder's
-    pooled output before its projection (sd3-ref `return_projected_pooled=False`; diffusers does the same).
+    Stable Diffusion 3 takes that encoder's pooled output before its projection (sd3-ref
+    `return_projected_pooled=False`; diffusers does the same).
+    """
+    found = dict(tensors)
+    norm = found.get("text_model.final_layer_norm.weight")
+    if norm is not None:
+        found["text_projection.weight"] = torch.eye(len(norm)).to(norm.dtype)
+    return found
+
+
+def split(tensors: Tensors, transformer: MMDiTConfig, vae: AutoencoderConfig) -> dict[str, dict[str, Tensor]]:
+    """The parts of a file, by the names of their folders, each with its tensors under our names: what `join` joins.
 
     Args:
         tensors: the whole file by its own names. A file with the transformer alone may lack the prefix.
@@ -149,7 +162,7 @@ def split(tensors: Tensors, transformer: MMDiTConfig, vae: AutoencoderConfig) ->
     Raises:
         CheckpointError: a tensor of no part.
     """
-    found = _by_part({name: t for name, t in tensors.items() if not name.endswith(IGNORED)})
+    found = by_part(tensors)
     if TRANSFORMER in found:
         found[TRANSFORMER] = transformer_from_file(found[TRANSFORMER], transformer)
     if VAE in found:
@@ -157,9 +170,7 @@ def split(tensors: Tensors, transformer: MMDiTConfig, vae: AutoencoderConfig) ->
     if T5 in found:
         found[T5] = t5_tensors(found[T5])
     if CLIP_L in found:
-        norm = found[CLIP_L].get("text_model.final_layer_norm.weight")
-        if norm is not None:
-            found[CLIP_L]["text_projection.weight"] = torch.eye(len(norm)).to(norm.dtype)
+        found[CLIP_L] = clip_l_tensors(found[CLIP_L])
     return found
 
 
@@ -243,10 +254,17 @@ def t5_config_from_header(header: Header, prefix: str = PREFIXES[T5]) -> T5Confi
     )
 
 
-def _by_part(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
+def by_part(tensors: Mapping[str, T]) -> dict[str, dict[str, T]]:
+    """What a file holds of each part, by names without their prefixes; leftovers of training are left out.
+
+    Raises:
+        CheckpointError: a tensor of no part.
+    """
     prefixes = PREFIXES | ({TRANSFORMER: ""} if not _prefix(tensors) else {})
-    found: dict[str, dict[str, Tensor]] = {}
+    found: dict[str, dict[str, T]] = {}
     for name, t in tensors.items():
+        if name.endswith(IGNORED):
+            continue
         # The empty prefix fits every name, so the longest that fits is the part's.
         part = max((p for p in prefixes if name.startswith(prefixes[p])), key=lambda p: len(prefixes[p]), default=None)
         if part is None:
