@@ -157,7 +157,7 @@ def _beginning(job: Job, run: Pass, noise: Noises, before: Tensor | None) -> Beg
         first = noise()
         return Beginning(first, whole.expand_as(first))
     hole = hole.to(model.device)
-    grey = torch.where(hole < 0.5, pixels, torch.full_like(pixels, 0.5))
+    shown = torch.where(hole < 0.5, pixels, torch.full_like(pixels, 0.5))
     if request.mask_fill == "fill":
         pixels = spread(pixels.cpu(), hole.cpu()).to(model.device)
     small = latent_space.mask_latents(hole, parts.vae.config.factor, preset_of(request))
@@ -165,15 +165,17 @@ def _beginning(job: Job, run: Pass, noise: Noises, before: Tensor | None) -> Beg
     if run.over or parts.identity.variant != "inpaint":
         known = _sampled(model, pixels, request, noise)
     first = noise()
-    hidden = _sampled(model, grey, request, noise)  # diffusers draws it for every model, and so shifts what follows
     if known is not None and request.mask_fill in {"noise", "zero"}:
         known = torch.where(small > 0, first if request.mask_fill == "noise" else torch.zeros_like(first), known)
     if known is not None:
         known = known.expand_as(first)
     if parts.identity.variant != "inpaint":
+        if request.encoding == "sample":
+            noise.before()  # diffusers samples what is shown for every model, and so shifts the noise on the way
         return Beginning(first, known, small)
-    shown = F.interpolate(hole, size=hidden.shape[-2:]).expand(len(first), -1, -1, -1)
-    return Beginning(first, known, channels=torch.cat([shown, hidden.expand_as(first)], 1))
+    hidden = F.interpolate(hole, size=first.shape[-2:]).expand(len(first), -1, -1, -1)
+    seen = _sampled(model, shown, request, noise).expand_as(first)
+    return Beginning(first, known, channels=torch.cat([hidden, seen], 1))
 
 
 def _sampled(model: "Model", pixels: Tensor, request: Request, noise: Noises) -> Tensor:
