@@ -299,7 +299,7 @@ def read(part: Path) -> dict[str, Tensor]:
     return tensors
 
 
-# Every family and variant, small. U-Nets whose heads are counted by width have multiples of 64.
+# Every family and variant, small. Where heads are counted by width there is one for each 64 channels.
 
 NARROW = {"hidden_size": 32, "intermediate_size": 48}  # the table of the published words is most of a tiny model
 
@@ -340,7 +340,7 @@ DDIM = {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one"
 V = DDIM | {"prediction_type": "v_prediction"}
 EULER = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"} | SCHEDULER
 LINEAR = {
-    "block_out_channels": (64, 128), "attention_head_dim": (1, 2), "use_linear_projection": True,
+    "block_out_channels": (32, 64), "attention_head_dim": 1, "use_linear_projection": True,
     "cross_attention_dim": 32,
 }  # fmt: skip
 LEGACY = NARROW | {
@@ -356,7 +356,7 @@ XL = LINEAR | TEXT_TIME | {
     "cross_attention_dim": 32 + 64, "projection_class_embeddings_input_dim": 24 + 6 * 8,
     "transformer_layers_per_block": [1, 3], **levels((0, 1)),
 }  # fmt: skip
-XL3 = XL | {"block_out_channels": (64, 64, 128), "attention_head_dim": (1, 1, 2)} | levels((0, 1, 1))
+XL3 = XL | {"block_out_channels": (32, 64, 128), "attention_head_dim": (1, 1, 2)} | levels((0, 1, 1))
 EDM = {
     "_class_name": "EDMDPMSolverMultistepScheduler", "prediction_type": "epsilon", "sigma_data": 0.5,
     "sigma_max": 80.0, "sigma_min": 0.002, "rho": 7.0, "num_train_timesteps": 1000,

@@ -36,6 +36,13 @@ def test_the_first_text_encoder_and_its_tokenizer(root: Path) -> None:
     ]  # fmt: skip
 
 
+def test_what_an_absent_negative_prompt_is(root: Path) -> None:
+    """`force_zeros_for_empty_prompt` of the published folders, and the same for their single files."""
+    for kind, zero in (("sdxl", True), ("refiner", False), ("sd1", False), ("sd3", False)):
+        for path in (folder_of(root, kind), file_of(root, kind)):
+            assert loaded(path).zero_empty == zero
+
+
 def test_a_network_that_is_told_the_guidance_scale(root: Path) -> None:
     """The condition's vector and taps, and the guidance scale, reach the network where they are there."""
     parts = loaded(folder_of(root, "lcm"))

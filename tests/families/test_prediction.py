@@ -1,6 +1,8 @@
 """What a model predicts, by what its file says of itself, by its folder, by its weights, and by who asks."""
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,8 +38,9 @@ MARKS: dict[str, tuple[dict[str, Tensor], dict[str, str], str, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-@pytest.mark.parametrize("marks", list(MARKS))
+@pytest.mark.parametrize(
+    ("kind", "marks"), [*(("sd1", marks) for marks in MARKS), ("sdxl", "v_pred"), ("sdxl", "v_pred and ztsnr")]
+)
 def test_marks(root: Path, tmp_path: Path, kind: str, marks: str) -> None:
     tensors, metadata, prediction, why = MARKS[marks]
     parts = load_parts(marked(file_of(root, kind), tmp_path / "a.safetensors", tensors, metadata))
@@ -61,29 +64,31 @@ def test_zero_snr_is_what_diffusers_makes_of_it(root: Path, tmp_path: Path) -> N
 # Stable Diffusion 2, whose files do not say
 
 
-def four_levels(path: Path, spread: float) -> Path:
-    """A model deep enough to have the norm whose bias tells the two kinds apart."""
+@cache
+def four_levels() -> Any:
+    """A U-Net deep enough to have the norm whose bias tells the two kinds apart."""
     torch.manual_seed(0)
-    unet = tiny.unet(
-        block_out_channels=(64,) * 4, cross_attention_dim=32, attention_head_dim=1, use_linear_projection=True,
+    return tiny.unet(
+        block_out_channels=(32,) * 4, cross_attention_dim=32, attention_head_dim=1, use_linear_projection=True,
         **tiny.levels((1, 1, 1, 0)),
     )  # fmt: skip
-    bias = unet.get_parameter("up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias")
-    torch.nn.init.normal_(bias, 0.0, spread)
-    tensors = {
-        f"model.diffusion_model.{tiny.ldm_unet_name(n, unet.state_dict())}": t for n, t in unet.state_dict().items()
-    }
+
+
+def spread_out(spread: float) -> dict[str, Tensor]:
+    """The same with a bias of this standard deviation, in the original layout."""
+    unet = four_levels()
+    torch.nn.init.normal_(unet.get_parameter("up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"), 0.0, spread)
+    state = unet.state_dict()
+    tensors = {f"model.diffusion_model.{tiny.ldm_unet_name(name, state)}": t for name, t in state.items()}
     assert "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.bias" in tensors
-    save_file({n: t.contiguous() for n, t in tensors.items()}, path)
-    return path
+    return tensors
 
 
 @pytest.mark.parametrize(("spread", "prediction", "size"), [(0.2, "v_prediction", 96), (0.05, "epsilon", 64)])
 def test_the_bias_of_one_norm(root: Path, tmp_path: Path, spread: float, prediction: str, size: int) -> None:
     """Above 0.09 the model predicts v and was made for 768 pixels; the scheduler is that of the published folder."""
-    networks = load_file(four_levels(tmp_path / "unet.safetensors", spread))
     rest = {n: t for n, t in load_file(file_of(root, "sd2")).items() if not n.startswith("model.")}
-    save_file(networks | rest, tmp_path / "a.safetensors")
+    save_file(spread_out(spread) | rest, tmp_path / "a.safetensors")
     parts = load_parts(tmp_path / "a.safetensors")
     assert parts.identity.prediction == prediction
     assert "norm1.bias has standard deviation" in dict(parts.identity.evidence)[f"prediction {prediction}"]

@@ -1,5 +1,6 @@
 """The published models at true size, on the meta device: names, shapes and configs, from JSON and from headers."""
 
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -32,13 +33,20 @@ def on_meta(make: Any, *args: Any, **settings: Any) -> Any:
         return make(*args, **settings)
 
 
+@cache
+def ours(model: str) -> UNet:
+    """Built once; nobody changes it."""
+    network: UNet = on_meta(UNet, configs.unet_config(published.UNETS.get(model, published.LCM)))
+    return network
+
+
 @pytest.mark.parametrize("model", [*published.UNETS, "lcm"])
 def test_unet(model: str) -> None:
     """The network of the JSON has diffusers' names and shapes, and these tell the same config as the JSON."""
     json = published.UNETS.get(model, published.LCM)
     config = configs.unet_config(json)
     want = shapes_of(on_meta(diffusers.UNet2DConditionModel, **json))
-    assert shapes_of(on_meta(UNet, config)) == want
+    assert shapes_of(ours(model)) == want
     assert shapes.unet_config(want) == config
 
 
@@ -46,33 +54,37 @@ def test_unet(model: str) -> None:
 def test_unet_in_the_original_layout(model: str) -> None:
     """The header alone tells the config; names there and back are those of the tests' own map."""
     config = configs.unet_config(published.UNETS[model])
-    unet = on_meta(UNet, config).state_dict()
+    unet = ours(model).state_dict()
     file = {tiny.ldm_unet_name(name, unet): t for name, t in unet.items()}
     assert len(file) == len(unet)
     header = {name: tuple(t.shape) for name, t in file.items()}
     assert ldm.unet_config(header, "class_embedding" if "unclip" in model else "add_embedding") == config
-    ours, theirs = ldm.unet_from_file(file, config), ldm.unet_to_file(unet, config)
-    assert ours.keys() == unet.keys()
-    assert all(ours[name] is t for name, t in unet.items())
+    back, theirs = ldm.unet_from_file(file, config), ldm.unet_to_file(unet, config)
+    assert back.keys() == unet.keys()
+    assert all(back[name] is t for name, t in unet.items())
     assert theirs.keys() == file.keys()
     assert all(theirs[name] is t for name, t in file.items())
 
 
 @pytest.mark.parametrize("model", list(published.PARAMETERS))
 def test_numbers_of_parameters(model: str) -> None:
-    network = on_meta(UNet, configs.unet_config(published.UNETS[model]))
-    millions = sum(p.numel() for p in network.parameters()) / 1e6
+    millions = sum(p.numel() for p in ours(model).parameters()) / 1e6
     assert millions == pytest.approx(published.PARAMETERS[model], rel=0.025)
 
 
 @pytest.mark.parametrize("model", list(published.UNETS))
 def test_unet_json_and_back(model: str) -> None:
-    """What we write is read by diffusers as the same network, and by us as the same config."""
     config = configs.unet_config(published.UNETS[model])
-    json = configs.unet_json(config)
-    assert configs.unet_config(json) == config
+    assert configs.unet_config(configs.unet_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    "model", ["SSD-1B", "koala-700m", "stable-diffusion-x4-upscaler", "stable-diffusion-2-1-unclip"]
+)
+def test_diffusers_reads_the_json_that_we_write(model: str) -> None:
+    json = configs.unet_json(ours(model).config)
     json.pop("_class_name")
-    assert shapes_of(on_meta(diffusers.UNet2DConditionModel, **json)) == shapes_of(on_meta(UNet, config))
+    assert shapes_of(on_meta(diffusers.UNet2DConditionModel, **json)) == shapes_of(ours(model))
 
 
 @pytest.mark.parametrize("model", list(published.VAES))
@@ -126,9 +138,9 @@ def test_text_encoder_in_the_layout_of_open_clip(json: dict[str, Any], projected
     text = on_meta(ClipText, config).state_dict()
     file = tiny.open_clip_tensors(text)
     assert ldm.open_clip_config({name: tuple(t.shape) for name, t in file.items()}) == config
-    ours = ldm.open_clip_from_file(file, config)
-    assert {name: t.shape for name, t in ours.items()} == {name: t.shape for name, t in text.items()}
-    back = ldm.open_clip_to_file(ours, config)
+    read = ldm.open_clip_from_file(file, config)
+    assert {name: t.shape for name, t in read.items()} == {name: t.shape for name, t in text.items()}
+    back = ldm.open_clip_to_file(read, config)
     assert {name: t.shape for name, t in back.items()} == {name: t.shape for name, t in file.items()}
 
 
@@ -168,5 +180,5 @@ def test_views_not_copies() -> None:
     torch.manual_seed(0)
     file: dict[str, Tensor] = tiny.open_clip_tensors(ClipText(config).state_dict())
     storages = {t.untyped_storage().data_ptr() for t in file.values()}
-    ours = ldm.open_clip_from_file(file, config)
-    assert {t.untyped_storage().data_ptr() for t in ours.values()} == storages
+    read = ldm.open_clip_from_file(file, config)
+    assert {t.untyped_storage().data_ptr() for t in read.values()} == storages

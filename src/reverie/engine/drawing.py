@@ -244,13 +244,15 @@ def _answering(
 
 def _guidance(job: Job, run: Pass) -> Guidance:
     request, parts = job.request, job.model.parts
-    weight = Weight(run.guidance_scale, request.guidance_curve, start=request.guidance_start, end=request.guidance_end)
+    # a network that is told the scale needs no second evaluation to be guided
+    scale = 1.0 if parts.guidance_told else run.guidance_scale
+    weight = Weight(scale, request.guidance_curve, start=request.guidance_start, end=request.guidance_end)
     wanted: list[tuple[str, dict[str, Any]]] = [(g.name, g.options) for g in request.guides]
     if request.guidance_rescale:
         wanted.append(("rescale", {"share": request.guidance_rescale}))  # last, as in diffusers
     if parts.identity.variant == "pix2pix":
-        scale = 1.5 if request.image_guidance_scale is None else request.image_guidance_scale
-        wanted.insert(0, ("instruct_pix2pix", {"scale": scale}))
+        pull = 1.5 if request.image_guidance_scale is None else request.image_guidance_scale
+        wanted.insert(0, ("instruct_pix2pix", {"scale": pull}))
     return build(wanted, Context(Layout.of(parts.unet), parts.process), weight)
 
 

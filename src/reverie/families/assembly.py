@@ -1,6 +1,7 @@
 """Putting the networks of a checkpoint together, for every family alike."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reverie.errors import CheckpointError
@@ -45,6 +46,7 @@ class Plan:
         scale: of the VAE's latents, where its config does not say; see `AutoencoderConfig`.
         size: rows and columns of latents, where no config says so.
         tables: whose published noise levels are meant; the family's own if empty.
+        network: of the denoising network's config, what neither shapes nor JSON say.
     """
 
     uses: tuple[Use, ...]
@@ -58,6 +60,7 @@ class Plan:
     variant: str = ""
     zero_empty: bool = False
     tables: str = ""
+    network: dict[str, Any] = field(default_factory=dict)
 
 
 def require(opened: Opened, family: Family, parts: tuple[str, ...]) -> None:
@@ -75,6 +78,22 @@ def require(opened: Opened, family: Family, parts: tuple[str, ...]) -> None:
         )
 
 
+def with_unet(
+    opened: Opened, family: Family, plan: Callable[[Opened], Plan], texts: tuple[str, ...] = ("text_encoder",)
+) -> Parts:
+    """The networks of a model with a U-Net, put together.
+
+    Args:
+        texts: the text encoders that it needs.
+
+    Raises:
+        CheckpointError: see `require`, `check_vae` and `assemble`.
+    """
+    require(opened, family, (*texts, "unet", "vae"))
+    check_vae(opened, family)
+    return assemble(opened, family, plan(opened))
+
+
 def assemble(opened: Opened, family: Family, plan: Plan) -> Parts:
     """Build every network and check that they fit one another.
 
@@ -82,7 +101,7 @@ def assemble(opened: Opened, family: Family, plan: Plan) -> Parts:
         CheckpointError: they do not, or a tensor is missing, too many or of another shape.
     """
     vae = _vae(opened.pieces["vae"], plan.scale)
-    network = opened.pieces[family.network].build()
+    network = opened.pieces[family.network].changed(**plan.network).build()
     assert isinstance(network, UNet | MMDiT)
     schedule = read_scheduler(plan.scheduler)
     rows, columns = opened.size or (plan.size, plan.size)

@@ -85,6 +85,14 @@ class Family:
 FAMILIES = Registry[Family]("family")
 
 
+def by_text_encoder(pieces: Pieces, activation: str, context_width: int) -> str | None:
+    """What shows a U-Net's family by its one text encoder: the activation; without it, how wide the prompt is."""
+    text, unet = pieces.get("text_encoder"), pieces["unet"]
+    if text is not None:
+        return f"text_encoder/config.json: hidden_act {activation}" if text.config.activation == activation else None
+    return f"a U-Net whose prompt is {context_width} wide" if unet.config.context_width == context_width else None
+
+
 def load_all() -> list[Family]:
     """Every family: imports `families/*/family.py`."""
     for file in sorted(Path(__file__).parent.glob("*/family.py")):

@@ -12,6 +12,7 @@ from reverie.families.scheduler import read_scheduler
 # The last step without signal, as such models are drawn (Lin et al. 2023); its schedulers are those that know it.
 ZERO_SNR: dict[str, Any] = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
 WITHOUT_ZERO_SNR = {"PNDMScheduler": {"_class_name": "DDIMScheduler", "clip_sample": False, "set_alpha_to_one": False}}
+MOST_NUMBERS = 64
 SAID = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
 
 
@@ -57,9 +58,7 @@ def scheduler_of(
     return json, (f"prediction {found.name}", found.why)
 
 
-def number(file: WeightFile, name: str, default: float) -> float:
-    """A number that a file holds as a tensor; the default where it does not."""
-    if name not in file.tensors:
-        return default
-    value = file.tensor(name).flatten()
-    return float(value[0]) if len(value) == 1 else float("nan")
+def numbers(file: WeightFile, name: str) -> list[float]:
+    """The numbers that a mark of a file holds, as many as there could be latent channels."""
+    values: list[float] = file.tensor(name).flatten()[:MOST_NUMBERS].float().tolist()
+    return values

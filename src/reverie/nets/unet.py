@@ -228,8 +228,10 @@ class UNet(nn.Module):
             `(B, out_channels, h, w)`.
 
         Raises:
-            RequestError: a vector or guidance that the model needs is missing, or not of its width.
+            RequestError: a vector or guidance that the model needs is missing, or `x` or the vector not of its width.
         """
+        if x.shape[1] != self.config.in_channels:
+            raise RequestError(f"the network takes {self.config.in_channels} channels and was given {x.shape[1]}")
         time = self._time(timesteps, guidance, x.dtype)
         if self.config.vector:
             time = time + self._added(vector, x)

@@ -6,10 +6,10 @@ from torch import Tensor
 
 from reverie.checkpoint.source import WeightFile
 from reverie.families import single
-from reverie.families.assembly import Plan, Use, assemble, check_vae, check_widths, require, variant_of
+from reverie.families.assembly import Plan, Use, check_widths, variant_of, with_unet
 from reverie.families.base import Parts
 from reverie.families.encoders import context_alone, last_layer
-from reverie.families.family import FAMILIES, Family, Opened
+from reverie.families.family import FAMILIES, Family, Opened, by_text_encoder
 from reverie.families.json_config import Json
 from reverie.families.pieces import KINDS, Pieces
 from reverie.families.pieces import Parts as NamedParts
@@ -60,12 +60,9 @@ def claims_file(sight: Sight) -> str | None:
 
 def claims_networks(pieces: Pieces) -> str | None:
     """A U-Net without SDXL's vector, and a text encoder with OpenCLIP's activation, or a prompt 1024 wide."""
-    unet, text = pieces.get("unet"), pieces.get("text_encoder")
-    if unet is None or unet.config.vector == "add_embedding":
+    if "unet" not in pieces or pieces["unet"].config.vector == "add_embedding":
         return None
-    if text is not None:
-        return "text_encoder/config.json: hidden_act gelu" if text.config.activation == "gelu" else None
-    return f"a U-Net whose prompt is {CONTEXT} wide" if unet.config.context_width == CONTEXT else None
+    return by_text_encoder(pieces, "gelu", CONTEXT)
 
 
 def open_file(file: WeightFile, ema: bool) -> Pieces:
@@ -114,9 +111,7 @@ def plan(opened: Opened) -> Plan:
 
 def load(opened: Opened) -> Parts:
     """The networks, put together."""
-    require(opened, FAMILY, ("text_encoder", "unet", "vae"))
-    check_vae(opened, FAMILY)
-    return assemble(opened, FAMILY, plan(opened))
+    return with_unet(opened, FAMILY, plan)
 
 
 FAMILY = Family(

@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor
 
 from reverie.checkpoint.source import WeightFile
+from reverie.errors import CheckpointError
 from reverie.families import single
-from reverie.families.assembly import Plan, Use, assemble, check_vae, check_widths, require, variant_of
+from reverie.families.assembly import Plan, Use, check_widths, variant_of, with_unet
 from reverie.families.base import Parts
 from reverie.families.configs import latent_statistics
 from reverie.families.encoders import penultimate_layer
@@ -15,7 +16,7 @@ from reverie.families.family import FAMILIES, Evidence, Family, Opened
 from reverie.families.json_config import Json, JsonConfig
 from reverie.families.pieces import KINDS, Pieces
 from reverie.families.pieces import Parts as NamedParts
-from reverie.families.prediction import Prediction, number, scheduler_of
+from reverie.families.prediction import Prediction, numbers, scheduler_of
 from reverie.families.sdxl.condition import join, size_width
 from reverie.families.single import Sight, TextPlace, TextRule
 
@@ -108,27 +109,33 @@ def _index(opened: Opened) -> JsonConfig:
     return JsonConfig(opened.index, "model_index.json")
 
 
-def with_size_width(opened: Opened) -> Opened:
-    """The same with a U-Net that knows how it is told sizes, which neither its shapes nor its use of them say."""
-    unet, text = opened.pieces["unet"], opened.pieces["text_encoder_2"].config
-    pooled = text.projection_width or text.width
-    width = size_width(unet.config.vector_width, pooled, scored=is_scored(opened))
-    return replace(opened, pieces=opened.pieces | {"unet": unet.changed(size_width=width)})
-
-
 def schedule(opened: Opened) -> tuple[Json, Evidence, dict[str, Any]]:
     """The scheduler, the evidence for what is predicted, and the scale of the latents."""
     file = opened.file
     if file is not None and {"edm_mean", "edm_std"} <= file.tensors.keys():
-        values = {f"latents_{name}": file.tensor(f"edm_{name}").flatten().tolist() for name in ("mean", "std")}
+        values = {f"latents_{name}": numbers(file, f"edm_{name}") for name in ("mean", "std")}
         mean, std = latent_statistics(JsonConfig(values, str(file.path)), opened.pieces["vae"].config.latent_channels)
         scale = {"scaling_factor": 0.5, "latents_mean": mean, "latents_std": std}  # its vae/config.json
         return PLAYGROUND, ("prediction edm", "tensors edm_mean and edm_std (Playground 2.5)"), scale
     if file is not None and "edm_vpred.sigma_max" in file.tensors:
-        ends = {name: number(file, f"edm_vpred.{name}", COSXL[name]) for name in ("sigma_min", "sigma_max")}
-        return COSXL | ends, ("prediction edm_v", "tensor edm_vpred.sigma_max (CosXL)"), SCALE
+        return COSXL | edm_range(file), ("prediction edm_v", "tensor edm_vpred.sigma_max (CosXL)"), SCALE
     unsaid = Prediction("epsilon", f"no sign of v-prediction; {TITLE} was trained to predict noise")
     return *scheduler_of(opened, lambda prediction: EULER, lambda: unsaid), SCALE
+
+
+def edm_range(file: WeightFile) -> dict[str, float]:
+    """The ends of CosXL's noise levels, where its file says them.
+
+    Raises:
+        CheckpointError: not one number each.
+    """
+    found = {}
+    for end in ("sigma_min", "sigma_max"):
+        values = numbers(file, f"edm_vpred.{end}") if f"edm_vpred.{end}" in file.tensors else [COSXL[end]]
+        if len(values) != 1:
+            raise CheckpointError(f"{file.path}: tensor edm_vpred.{end} holds {len(values)} numbers; expected one")
+        found[end] = values[0]
+    return found
 
 
 def plan(opened: Opened) -> Plan:
@@ -139,24 +146,23 @@ def plan(opened: Opened) -> Plan:
     uses = (Use("text_encoder", penultimate_layer), Use("text_encoder_2", penultimate_layer, pad="!"))[refiner:]
     configs = [opened.pieces[use.part].config for use in uses]
     check_widths("the prompt of the text encoders", sum(config.width for config in configs), unet.context_width)
+    width = size_width(unet.vector_width, configs[-1].projection_width or configs[-1].width, scored=scored)
     variant, evidence = variant_of(unet, vae.latent_channels)
     if refiner and not variant:
         variant, evidence = "refiner", (("variant refiner", "the prompt comes from the second text encoder alone"),)
     scheduler, why, scale = schedule(opened)
     return Plan(
-        uses, join(unet.size_width, scored=scored), scheduler, (*evidence, why), scale, SIZE, steps=50,
+        uses, join(width, scored=scored), scheduler, (*evidence, why), scale, SIZE, steps=50,
         guidance_scale=3.0 if scheduler.get("sigma_data") == PLAYGROUND["sigma_data"] else 5.0,
         variant=variant, zero_empty=_index(opened).flag("force_zeros_for_empty_prompt", not refiner),
+        network={"size_width": width},
     )  # fmt: skip
 
 
 def load(opened: Opened) -> Parts:
     """The networks, put together."""
     first = () if "unet" in opened.pieces and is_refiner(opened) else ("text_encoder",)
-    require(opened, FAMILY, (*first, "text_encoder_2", "unet", "vae"))
-    check_vae(opened, FAMILY)
-    opened = with_size_width(opened)
-    return assemble(opened, FAMILY, plan(opened))
+    return with_unet(opened, FAMILY, plan, (*first, "text_encoder_2"))
 
 
 FAMILY = Family(
