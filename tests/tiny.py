@@ -348,7 +348,8 @@ LEGACY = NARROW | {
     "eos_token_id": 2,
     "pad_token_id": 1,
 }  # published configs say so, whatever is true
-H = LEGACY | {"hidden_act": "gelu", "num_hidden_layers": 23}
+H = LEGACY | {"hidden_act": "gelu"}
+H23 = H | {"num_hidden_layers": 23}  # as many as are used of 24
 G = LEGACY | {"hidden_act": "gelu", "hidden_size": 64, "projection_dim": 24}
 XL_TEXTS: dict[str, Mapping[str, Any]] = {"text_encoder": LEGACY, "text_encoder_2": G}
 TEXT_TIME = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8}
@@ -365,8 +366,8 @@ STATISTICS = {"latents_mean": [-1.6574, 1.886, -1.383, 2.5155], "latents_std": [
 PLAYGROUND_MARKS = {f"edm_{n}": torch.tensor(STATISTICS[f"latents_{n}"])[None, :, None, None] for n in ("mean", "std")}
 
 LAST_OF_24 = {
-    f"cond_stage_model.model.transformer.resblocks.23.{n}": torch.full((2,), 0.5) for n in ("ln_1.weight", "x")
-}
+    f"cond_stage_model.model.transformer.resblocks.23.{name}": torch.full((2,), 0.5) for name in ("ln_1.weight", "x")
+} | {"cond_stage_model.model.text_projection": torch.ones(2, 2)}
 
 
 def _sd1(**settings: Any) -> Recipe:
@@ -374,10 +375,8 @@ def _sd1(**settings: Any) -> Recipe:
 
 
 def _sd2(pipeline: str, scheduler: Mapping[str, Any], **settings: Any) -> Recipe:
-    extra = LAST_OF_24 | {
-        "cond_stage_model.model.text_projection": torch.ones(2, 2),
-        "cond_stage_model.model.logit_scale": torch.ones(()),
-    }
+    start = "cond_stage_model.model."
+    extra = {f"{start}text_projection": torch.ones(2, 2), f"{start}logit_scale": torch.ones(())}
     return Recipe(pipeline, LINEAR | settings, {"text_encoder": H}, scheduler, places=SD2_TEXTS, extra=extra)
 
 
@@ -399,7 +398,9 @@ RECIPES: dict[str, Recipe] = {
     ),
     "bk-sdm-small": _sd1(layers_per_block=1, mid_block_type=None),
     "tiny-sd": _sd1(layers_per_block=1, mid_block_type=None, block_out_channels=(32, 64, 64), **levels((1, 1, 1))),
-    "sd2": _sd2("StableDiffusionPipeline", Recipe().scheduler),
+    "sd2": replace(
+        _sd2("StableDiffusionPipeline", Recipe().scheduler), texts={"text_encoder": H23}, extra=LAST_OF_24
+    ),
     "sd2-v": _sd2("StableDiffusionPipeline", V),
     "sd2-inpaint": _sd2("StableDiffusionInpaintPipeline", Recipe().scheduler, in_channels=9),
     "sd2-depth": _sd2("StableDiffusionDepth2ImgPipeline", Recipe().scheduler, in_channels=5),

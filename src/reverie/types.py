@@ -26,15 +26,29 @@ class Taps:
         attention: by path of an attention layer, for example `mid_block.attentions.0.transformer_blocks.0.attn1`.
         bypass: paths of transformer blocks whose input passes through unchanged.
         skips: by path of an up block.
+        added: what is added to features, by the path of a place: `down_blocks.1` (what the level says, before it is
+            made smaller: T2I-Adapter), `skips.4` (the fifth map that the way up will want: ControlNet), `mid_block`, or
+            `transformer_blocks.7` (what that block of a diffusion transformer says of the picture).
     """
 
     attention: Mapping[str, AttentionTap] = field(default_factory=dict)
     bypass: frozenset[str] = frozenset()
     skips: Mapping[str, SkipTap] = field(default_factory=dict)
+    added: Mapping[str, Tensor] = field(default_factory=dict)
 
     def with_(self, other: Taps) -> Taps:
-        """Both; where both tap one place, `other` does."""
-        return Taps({**self.attention, **other.attention}, self.bypass | other.bypass, {**self.skips, **other.skips})
+        """Both. What they add is added up; where both tap another place, `other` does."""
+        sums = {path: t + other.added[path] if path in other.added else t for path, t in self.added.items()}
+        return Taps(
+            {**self.attention, **other.attention},
+            self.bypass | other.bypass,
+            {**self.skips, **other.skips},
+            {**other.added, **sums},
+        )
+
+    def plus(self, path: str, features: Tensor) -> Tensor:
+        """Features of a place with what is added there."""
+        return features + self.added[path].to(features) if path in self.added else features
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,12 +60,16 @@ class Cond:
         vector: `(B, V)`, what is added to the time embedding (SDXL's pooled prompt and sizes, SD 3's pooled prompts).
         channels: `(B, C, h, w)`, what the network sees beside `x` (inpainting, instruct-pix2pix, depth).
         taps: how this evaluation differs inside the network.
+        images: for each picture prompt (IP-Adapter) `(B, T, D)`, the tokens of its pictures.
+        control: `(B,)`, how strongly control nets act on each row, 0 not at all; as they are where it is None.
     """
 
     context: Tensor
     vector: Tensor | None = None
     channels: Tensor | None = None
     taps: Taps | None = None
+    images: tuple[Tensor, ...] = ()
+    control: Tensor | None = None
 
 
 Denoise: TypeAlias = Callable[["Tensor", float], "Tensor"]

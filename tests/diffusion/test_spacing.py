@@ -67,12 +67,17 @@ def test_every_spacing_descends_or_says_why_not(name: str, process: str, n: int)
         assert len(sigmas) == n + 1
 
 
-@given(st.sampled_from(TIMESTEP_SPACINGS), st.integers(1, 999), st.booleans(), st.booleans(), st.integers(0, 1))
+@given(st.sampled_from(TIMESTEP_SPACINGS), st.integers(1, 998), st.booleans(), st.booleans(), st.integers(0, 1))
 def test_timestep_spacings_by_every_rule(name: str, n: int, extra: bool, whole: bool, offset: int) -> None:
     rules = SpacingRules(extra_point=extra, whole_timesteps=whole, steps_offset=offset)
     sigmas = space(name, n, PROCESS, rules)
     assert sigmas.shape == (n + 1,)
     assert (sigmas.diff() < 0).all()
+
+
+def test_one_point_more_than_there_are_timesteps() -> None:
+    with pytest.raises(RequestError, match="leading has not 999 different noise levels"):
+        space("leading", 999, PROCESS, SpacingRules(extra_point=True, steps_offset=1))
 
 
 @pytest.mark.parametrize("name", [name for name in SPACINGS if not SPACINGS[name].to_minimum])

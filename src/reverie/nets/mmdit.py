@@ -360,6 +360,8 @@ class MMDiT(nn.Module):
         for index, block in enumerate(self.transformer_blocks):
             if index not in skip:
                 tokens, text = block(tokens, text, conditioning, taps)
+            if taps:
+                tokens = taps.plus(f"transformer_blocks.{index}", tokens)
         scale, shift = self.norm_out(conditioning)
         return self._unpatched(self.proj_out(modulated(normalised(tokens), shift, scale)), *x.shape[-2:])
 

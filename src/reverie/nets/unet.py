@@ -103,6 +103,7 @@ class DownBlock(nn.Module):
             _resnet(config, source if j == 0 else width, width) for j in range(config.layers_per_block)
         )
         self.attentions = _attentions(config, level, config.down_depths(level))
+        self.path = ""
         last = level == len(config.block_out_channels) - 1
         self.downsamplers = None if last else nn.ModuleList([Downsample(width)])
 
@@ -115,6 +116,8 @@ class DownBlock(nn.Module):
             x = resnet(x, time)
             if self.attentions is not None:
                 x = self.attentions[j](x, context, taps)
+            if taps and j == len(self.resnets) - 1:
+                x = taps.plus(self.path, x)
             skips.append(x)
         if self.downsamplers is not None:
             x = self.downsamplers[0](x)
@@ -201,7 +204,7 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=NORM_EPS)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
         for path, module in self.named_modules():
-            if isinstance(module, Attention | TransformerBlock | UpBlock):
+            if isinstance(module, Attention | TransformerBlock | DownBlock | UpBlock):
                 module.path = path
 
     def forward(
@@ -242,6 +245,9 @@ class UNet(nn.Module):
             skips += new
         if self.mid_block is not None:
             x = self.mid_block(x, time, context, taps)
+        if taps:
+            skips = [taps.plus(f"skips.{i}", skip) for i, skip in enumerate(skips)]
+            x = taps.plus("mid_block", x)
         for up in self.up_blocks:
             x = up(x, skips, time, context, taps)
         result: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))

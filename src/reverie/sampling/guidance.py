@@ -142,14 +142,18 @@ BASES: dict[Role, Role] = {"positive": "negative", "negative": "empty"}
 """From which answer the weighted parts of another are measured."""
 
 
+OPTIONAL = ("vector", "channels", "control")
+
+
 def cat(conds: Sequence[Cond]) -> Cond:
     """Conditions as one batch: every field joined on the batch axis. They fit together, as `alike` says."""
     first = conds[0]
     if len(conds) == 1:
         return first
     context = torch.cat([cond.context for cond in conds])
-    vectors, channels = [cond.vector for cond in conds], [cond.channels for cond in conds]
-    return Cond(context, _joined(vectors), _joined(channels), first.taps)
+    vector, channels, control = (_joined([getattr(cond, name) for cond in conds]) for name in OPTIONAL)
+    images = tuple(torch.cat(tokens) for tokens in zip(*(cond.images for cond in conds), strict=True))
+    return Cond(context, vector, channels, first.taps, images, control)
 
 
 def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
@@ -159,12 +163,12 @@ def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
 
 def alike(a: Cond, b: Cond) -> bool:
     """Whether two conditions can go through the network as one batch."""
-    pairs = ((a.context, b.context), (a.vector, b.vector), (a.channels, b.channels))
-    return a.taps is b.taps and all(_shape(one) == _shape(other) for one, other in pairs)
+    return a.taps is b.taps and _shapes(a) == _shapes(b)
 
 
-def _shape(t: Tensor | None) -> torch.Size | None:
-    return None if t is None else t.shape
+def _shapes(cond: Cond) -> list[torch.Size | None]:
+    tensors = (cond.context, *cond.images, *(getattr(cond, name) for name in OPTIONAL))
+    return [None if t is None else t.shape for t in tensors]
 
 
 def tapped(cond: Cond, taps: Taps) -> Cond:
