@@ -3,9 +3,8 @@
 import argparse
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
-
 import reverie
+from reverie.engine.grid import captioned
 from reverie.engine.image import save_image
 
 PROMPTS = (
@@ -14,7 +13,6 @@ PROMPTS = (
     "a smiling face with sunglasses", "a robot", "a ghost", "a snowman", "a bicycle", "a guitar",
     "a christmas tree", "a butterfly", "a hamburger", "a crown", "a house with a garden", "a panda",
 )  # fmt: skip
-COLUMNS, MARGIN, LABEL = 6, 16, 28
 
 
 def main() -> None:
@@ -27,23 +25,8 @@ def main() -> None:
     given = parser.parse_args()
     model = reverie.load(given.model)
     pictures = [model.generate(prompt, seed=given.seed).images[0] for prompt in given.prompts]
-    save_image(sheet(pictures, list(given.prompts)), given.out)
+    save_image(captioned(pictures, list(given.prompts)), given.out)
     print(f"{given.out}: {len(pictures)} pictures, seed {given.seed}")
-
-
-def sheet(pictures: list[Image.Image], labels: list[str]) -> Image.Image:
-    """The pictures in rows, each over its prompt."""
-    size = pictures[0].width
-    rows = -(-len(pictures) // COLUMNS)
-    cell = (size + MARGIN, size + LABEL + MARGIN)
-    page = Image.new("RGB", (COLUMNS * cell[0] + MARGIN, rows * cell[1] + MARGIN), "white")
-    draw = ImageDraw.Draw(page)
-    font = ImageFont.load_default(16)
-    for i, (picture, label) in enumerate(zip(pictures, labels, strict=True)):
-        x, y = MARGIN + i % COLUMNS * cell[0], MARGIN + i // COLUMNS * cell[1]
-        page.paste(picture, (x, y))
-        draw.text((x + size / 2, y + size + 4), label, fill="black", font=font, anchor="ma")
-    return page
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from reverie.apps import console
 from reverie.engine.bundle import pick_device
 from reverie.train.config import AutoencoderRun, DiffusionRun, read_config
+from reverie.train.devices import training_devices
 from reverie.train.loop import Trainer
 from reverie.train.methods import AutoencoderMethod, DiffusionMethod
 
@@ -17,16 +18,17 @@ SMOOTHING = 0.98  # of the numbers shown; the log has every step as it was
 def run_training(kind: Literal["autoencoder", "diffusion"], config: Path, device: str, until: int | None) -> None:
     """Train, showing the loss, pictures a second and the time that remains. Starts where a stopped run ended."""
     method: AutoencoderMethod | DiffusionMethod
+    devices, own = training_devices(pick_device(device))
     if kind == "autoencoder":
         run = read_config(AutoencoderRun, config)
-        method, loop = AutoencoderMethod(run, pick_device(device)), run.loop
+        method, loop = AutoencoderMethod(run, own), run.loop
     else:
         diffusion = read_config(DiffusionRun, config)
-        method, loop = DiffusionMethod(diffusion, pick_device(device)), diffusion.loop
-    trainer = Trainer(method, loop)
+        method, loop = DiffusionMethod(diffusion, own), diffusion.loop
+    trainer = Trainer(method, loop, devices)
     if trainer.step:
         console.note(f"going on from step {trainer.step}")
-    pictures = loop.batch * loop.accumulate
+    pictures = loop.batch * loop.accumulate * devices.count
     shown: dict[str, float] = {}
     columns = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),

@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from reverie.engine.request import Fields, Request
+from reverie.engine.fields import Fields
+from reverie.engine.request import Request
 from reverie.errors import RequestError
 
 MOST_CELLS = 1000
@@ -121,6 +122,22 @@ def sheet(pictures: dict[tuple[int, int, int], Image.Image], axes: Sequence[Axis
             for i in range(len(x.values)):
                 if (i, j, k) in pictures:
                     image.paste(pictures[i, j, k], (left + i * (width + MARGIN), down))
+    return image
+
+
+def captioned(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = 6) -> Image.Image:
+    """Pictures of one size in rows, each over its caption, on one white sheet."""
+    width, height = pictures[0].size
+    font = _font(max(min(width // 14, 28), 13))
+    texts = [label_lines(caption, width, font) for caption in captions]
+    cell = (width + MARGIN, height + MARGIN + int(max(map(len, texts)) * font.size * 1.35))
+    columns, rows = min(columns, len(pictures)), -(-len(pictures) // columns)
+    image = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), "white")
+    draw = ImageDraw.Draw(image)
+    for i, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
+        left, top = MARGIN + i % columns * cell[0], MARGIN + i // columns * cell[1]
+        image.paste(picture, (left, top))
+        draw.multiline_text((left + width / 2, top + height + 4), "\n".join(lines), "black", font, "ma", align="center")
     return image
 
 

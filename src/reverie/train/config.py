@@ -36,6 +36,8 @@ class LoopConfig(Section):
         accumulate: micro-batches whose gradients are added before a step.
         warmup: steps over which the learning rate rises; then it falls along a cosine to zero.
         ema: decay of the averaged weights, which are the ones that are exported.
+        sample_every: steps from one sheet of samples to the next, in `samples/` below `out`; 0 for none.
+        tensorboard: whether TensorBoard's files are written, too, to `events/` below `out`.
     """
 
     out: Path
@@ -51,6 +53,8 @@ class LoopConfig(Section):
     seed: int = Field(0, ge=0)
     precision: Literal["float32", "bfloat16"] = "float32"
     checkpoint_every: int = Field(500, gt=0)
+    sample_every: int = Field(0, ge=0)
+    tensorboard: bool = False
 
 
 class AutoencoderModel(Section):
@@ -111,6 +115,18 @@ class DiffusionObjective(Section):
     drop_caption: float = Field(0.1, ge=0, le=1)
 
 
+class Samples(Section):
+    """The sheet that is drawn on the way.
+
+    Attributes:
+        prompts: one picture each; the first captions of the data if there are none.
+    """
+
+    prompts: list[str] = []
+    seed: int = Field(0, ge=0)
+    columns: int = Field(8, gt=0)
+
+
 class DiffusionRun(Section):
     """`reverie train diffusion CONFIG.toml`.
 
@@ -126,6 +142,7 @@ class DiffusionRun(Section):
     objective: DiffusionObjective = DiffusionObjective()
     autoencoder: Path
     tokenizer: Path
+    samples: Samples = Samples()
     defaults: dict[str, int | float | str] = {}
 
 

@@ -6,10 +6,11 @@ that stops and resumes therefore sees what the uninterrupted run would have seen
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from reverie.errors import ConfigError
@@ -32,6 +33,24 @@ def indices(total: int, batch: int, step: int, seed: int) -> list[int]:
     return [orders[p // total][p % total] for p in positions]
 
 
+Batch: TypeAlias = tuple[Tensor, list[str]]
+"""Pixels `(B, 3, H, W)` float32 in [-1, 1], and captions."""
+
+
+def as_images(pixels: Tensor) -> list[Image.Image]:
+    """Pixels `(B, 3, H, W)` in [-1, 1] as pictures."""
+    rounded = ((pixels.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(picture) for picture in rounded]
+
+
+class Examples(Protocol):
+    """Pictures with captions."""
+
+    def batch(self, number: int, size: int, seed: int) -> Batch:
+        """Batch `number`: a function of its arguments alone."""
+        ...
+
+
 class PictureSet:
     """A folder with `pictures.npy` (N, H, W, 3) uint8 and `captions.jsonl`, one object with `captions` a picture."""
 
@@ -52,6 +71,16 @@ class PictureSet:
     def pixels(self, rows: list[int]) -> Tensor:
         """`(len(rows), 3, H, W)` float32 in [-1, 1]."""
         return self.pictures[rows].permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def chosen(self, number: int, size: int, seed: int) -> tuple[list[int], list[str]]:
+        """The rows of batch `number`, each with one of its captions."""
+        rows, g = indices(len(self), size, number, seed), generator(seed, 2, number)
+        return rows, [self.caption(row, g) for row in rows]
+
+    def batch(self, number: int, size: int, seed: int) -> Batch:
+        """See `Examples`."""
+        rows, captions = self.chosen(number, size, seed)
+        return self.pixels(rows), captions
 
     def caption(self, row: int, g: torch.Generator) -> str:
         """One of the picture's captions, each as likely."""

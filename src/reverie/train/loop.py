@@ -1,8 +1,6 @@
 """The training loop, and the checkpoint it can stop at and go on from, bit for bit."""
 
-import json
 import math
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -10,16 +8,18 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from PIL.Image import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reverie.checkpoint.save import write_atomically
 from reverie.checkpoint.source import open_weights
+from reverie.engine.image import save_image
 from reverie.errors import ConfigError, GenerationError
 from reverie.train.config import LoopConfig
+from reverie.train.devices import Alone, Devices
 from reverie.train.ema import Ema
+from reverie.train.journal import Journal
 
-LOG = "log.jsonl"
 Report = Callable[[int, dict[str, float]], None]
 
 
@@ -39,6 +39,10 @@ class Method(Protocol):
         """Write the model with these weights for others to use."""
         ...
 
+    def sample(self, weights: dict[str, Tensor]) -> Image:
+        """Pictures that show what has been learned so far."""
+        ...
+
 
 def learning_rate(config: LoopConfig, step: int) -> float:
     """Linear warm-up, then half a cosine down to zero."""
@@ -49,10 +53,15 @@ def learning_rate(config: LoopConfig, step: int) -> float:
 
 
 class Trainer:
-    """Network, optimiser and average of one run."""
+    """Network, optimiser and average of one run.
 
-    def __init__(self, method: Method, config: LoopConfig) -> None:
+    Args:
+        devices: what trains together; the first of them writes.
+    """
+
+    def __init__(self, method: Method, config: LoopConfig, devices: Devices | None = None) -> None:
         self.method, self.config, self.step = method, config, 0
+        self.devices = devices or Alone()
         self.ema = Ema(method.network, config.ema)
         self.optimiser = torch.optim.AdamW(
             method.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
@@ -67,17 +76,34 @@ class Trainer:
     def run(self, report: Report, until: int | None = None) -> None:
         """Train to the last step (or to step `until`), then export the averaged weights."""
         last = min(until or self.config.steps, self.config.steps)
-        with (self.config.out / LOG).open("a", encoding="utf-8") as log:
+        with self._journal() as journal:
             while self.step < last:
                 started = time.perf_counter()
                 numbers = self._one_step()
                 numbers["seconds"] = round(time.perf_counter() - started, 4)
-                log.write(json.dumps({"step": self.step, **numbers}) + "\n")
-                report(self.step, numbers)
-                if self.step % self.config.checkpoint_every == 0 or self.step == last:
-                    log.flush()
-                    self._save()
-        self.method.export(self.ema.shadow, self.config.out / "export")
+                if journal is not None:
+                    journal.step(self.step, numbers)
+                    report(self.step, numbers)
+                    self._keep(journal, last)
+        if self.devices.rank == 0:
+            self.method.export(self.ema.shadow, self.config.out / "export")
+        self.devices.wait()
+
+    def _journal(self) -> AbstractContextManager[Journal | None]:
+        if self.devices.rank:
+            return nullcontext()
+        return Journal(self.config.out, self.step, tensorboard=self.config.tensorboard)
+
+    def _keep(self, journal: Journal, last: int) -> None:
+        """A checkpoint and a sheet of samples, where it is time for them."""
+        if self.step % self.config.checkpoint_every == 0 or self.step == last:
+            journal.flush()
+            self._save()
+        every = self.config.sample_every
+        if every and (self.step % every == 0 or self.step == last):
+            folder = self.config.out / "samples"
+            folder.mkdir(exist_ok=True)
+            save_image(self.method.sample(self.ema.shadow), folder / f"{self.step:07d}.png")
 
     def _one_step(self) -> dict[str, float]:
         rate = learning_rate(self.config, self.step)
@@ -85,9 +111,11 @@ class Trainer:
             group["lr"] = rate
         self.optimiser.zero_grad()
         for micro in range(self.config.accumulate):
+            number = (self.step * self.config.accumulate + micro) * self.devices.count + self.devices.rank
             with self._autocast():
-                loss, numbers = self.method.loss(self.step * self.config.accumulate + micro)
+                loss, numbers = self.method.loss(number)
             (loss / self.config.accumulate).backward()  # type: ignore[no-untyped-call]
+        loss = self.devices.average(self.method.network, loss)
         norm = nn.utils.clip_grad_norm_(self.method.network.parameters(), self.config.clip)
         if not torch.isfinite(norm):
             raise GenerationError(f"the gradient is not finite at step {self.step}; lower the learning rate")
@@ -134,14 +162,6 @@ class Trainer:
         except (RuntimeError, KeyError, ValueError) as error:
             hint = "the configuration has changed since; choose another loop.out or remove the file"
             raise ConfigError(f"{self._checkpoint} does not fit: {str(error).splitlines()[0]}; {hint}") from None
-        self._forget_later_lines()
-
-    def _forget_later_lines(self) -> None:
-        """A run that died between checkpoints logged steps that will be taken again."""
-        log = self.config.out / LOG
-        if log.exists():
-            lines = [line for line in log.read_text(encoding="utf-8").splitlines() if _step(line) <= self.step]
-            write_atomically(log, lambda p: p.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8"))
 
     def _load_optimiser(self, tensors: dict[str, Tensor]) -> None:
         state: dict[int, dict[str, Tensor]] = {}
@@ -150,14 +170,6 @@ class Trainer:
             state.setdefault(int(index), {})[key] = value
         full = self.optimiser.state_dict()
         self.optimiser.load_state_dict({"state": state, "param_groups": full["param_groups"]})
-
-
-def _step(line: str) -> int:
-    """The step of a line of the log; a line cut short by a crash counts as later than all."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return sys.maxsize
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from reverie.diffusion.parameterisation import PARAMETERISATIONS
 from reverie.diffusion.process import Process
+from reverie.engine.bundle import load
+from reverie.engine.grid import captioned
 from reverie.families.sd1 import folder
 from reverie.nets.attention import TransformerBlock
 from reverie.nets.autoencoder import Autoencoder, AutoencoderConfig
@@ -14,8 +17,11 @@ from reverie.nets.clip_text import ClipText, ClipTextConfig
 from reverie.nets.unet import UNet, UNetConfig
 from reverie.text.tokenizer import ClipTokenizer
 from reverie.train.config import AutoencoderRun, DiffusionRun
-from reverie.train.data import PictureSet, generator, indices
+from reverie.train.data import PictureSet, as_images, generator
+from reverie.train.latents import CachedLatents, LatentSource
 from reverie.train.loss import diffusion_loss, gradient_loss, kl_divergence, psnr
+
+SAMPLES = 8  # on a sheet, where the configuration does not say
 
 
 class AutoencoderMethod:
@@ -32,7 +38,7 @@ class AutoencoderMethod:
         """See `Method.loss`. Pictures are mirrored and their colour channels swapped at random."""
         loop, weights = self.run.loop, self.run.loss
         g = generator(loop.seed, 1, step)
-        pictures = self.data.pixels(indices(len(self.data), loop.batch, step, loop.seed))
+        pictures, _ = self.data.batch(step, loop.batch, loop.seed)
         pictures = _augmented(pictures, g).to(self.device, memory_format=torch.channels_last)
         factor, channels = self.network.config.factor, self.network.config.latent_channels
         shape = (len(pictures), channels, pictures.shape[2] // factor, pictures.shape[3] // factor)
@@ -53,6 +59,16 @@ class AutoencoderMethod:
         mean, _ = network.to(self.device).encode(self.data.pixels(rows).to(self.device))
         config = AutoencoderConfig(**{**vars(network.config), "scaling_factor": round(1 / mean.std().item(), 5)})
         folder.save_part(out / "vae", "vae", config, weights)
+
+    @torch.no_grad()
+    def sample(self, weights: dict[str, Tensor]) -> Image:
+        """See `Method.sample`: pictures of the data, and under each what the autoencoder makes of it."""
+        pictures, captions = self.data.batch(0, SAMPLES, self.run.loop.seed)
+        network = Autoencoder(self.network.config)
+        network.load_state_dict(weights)
+        mean, _ = network.to(self.device).encode(pictures.to(self.device))
+        both = [*as_images(pictures), *as_images(network.decode(mean))]
+        return captioned(both, [*captions, *["decoded"] * SAMPLES], SAMPLES)
 
 
 def _augmented(pictures: Tensor, g: torch.Generator) -> Tensor:
@@ -107,17 +123,19 @@ class DiffusionMethod:
         torch.manual_seed(run.loop.seed)
         network = TextToImage(ClipText(self._text_config()), UNet(self._unet_config()))
         self.network: TextToImage = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.latents = self._encode_all()
+        self.vae.to(device, torch.float32)
+        self.latents: LatentSource = CachedLatents(self.data, self.vae, device, run.loop.batch, run.loop.seed)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """See `Method.loss`."""
         loop, objective = self.run.loop, self.run.objective
         g = generator(loop.seed, 1, step)
-        rows = indices(len(self.data), loop.batch, step, loop.seed)
-        x0 = self.latents[rows]
+        x0, captions = self.latents.batch(step)
         noise = torch.randn(x0.shape, generator=g)
-        timesteps = torch.randint(self.process.steps, (len(rows),), generator=g)
-        ids = torch.tensor([self.tokenizer(self._caption(row, g)).ids for row in rows])
+        timesteps = torch.randint(self.process.steps, (len(x0),), generator=g)
+        dropped = torch.rand(len(x0), generator=g) < objective.drop_caption
+        told = ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
+        ids = torch.tensor([self.tokenizer(caption).ids for caption in told])
         context = self.network.text_encoder(ids.to(self.device))
         loss = diffusion_loss(
             lambda x, t: self.network.unet(x, t, context),
@@ -140,18 +158,14 @@ class DiffusionMethod:
         positions = network.text_encoder.config.positions
         folder.save_rest(out, self.run.tokenizer, self._scheduler(), dict(self.run.defaults), positions)
 
-    def _caption(self, row: int, g: torch.Generator) -> str:
-        caption = self.data.caption(row, g)
-        dropped = float(torch.rand((), generator=g)) < self.run.objective.drop_caption
-        return "" if dropped else caption
-
-    @torch.no_grad()
-    def _encode_all(self) -> Tensor:
-        """The means of all latents, scaled: `(N, C, h, w)` float32."""
-        vae, scale = self.vae.to(self.device, torch.float32), self.vae.config.scaling_factor
-        rows = range(0, len(self.data), 64)
-        batches = [list(range(start, min(start + 64, len(self.data)))) for start in rows]
-        return torch.cat([vae.encode(self.data.pixels(b).to(self.device))[0].cpu() * scale for b in batches])
+    def sample(self, weights: dict[str, Tensor]) -> Image:
+        """See `Method.sample`: what the exported model draws for the prompts of the configuration."""
+        out, wanted = self.run.loop.out / "export", self.run.samples
+        self.export(weights, out)
+        model = load(out, device=str(self.device), precision="float32")
+        prompts = wanted.prompts or self.data.batch(0, SAMPLES, self.run.loop.seed)[1]
+        drawn = [model.generate(prompt, seed=wanted.seed, upscaler="none").images[0] for prompt in prompts]
+        return captioned(drawn, prompts, wanted.columns)
 
     def _text_config(self) -> ClipTextConfig:
         model = self.run.model
