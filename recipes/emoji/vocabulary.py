@@ -1,6 +1,6 @@
-"""Train a CLIP-style byte-pair vocabulary on the captions of a data set.
+"""Train a CLIP-style byte-pair vocabulary on the captions of composed scenes.
 
-    python recipes/emoji/vocabulary.py --data data/emoji --out DIR [--size 4096]
+    python -m recipes.emoji.vocabulary --data data/sprites --out data/vocabulary [--size 4096]
 
 The files have the layout of the published CLIP tokenizer, so `transformers.CLIPTokenizer` and Reverie
 read them alike.
@@ -17,9 +17,14 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
+from reverie.errors import ConfigError
+from reverie.train.scenes import Scenes, ScenesConfig
+
 END_OF_WORD = "</w>"
 START, END = "<|startoftext|>", "<|endoftext|>"
 CONTEXT_LENGTH = 77
+# Captions that are counted: about forty for each thing.
+CAPTIONS = 50_000
 # How CLIP cuts text into words before any merge.
 WORD_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -46,16 +51,13 @@ def base_tokens() -> list[str]:
 
 
 def read_texts(data: Path) -> list[str]:
-    """Every caption of the set, and the names and tags of every emoji, drawn or not."""
-    captions = data / "captions.jsonl"
-    texts: list[str] = []
-    for number, line in enumerate(captions.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            texts.extend(json.loads(line)["captions"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise VocabularyError(f"{captions}:{number}: not a line with captions; build the set again") from error
-    texts.extend((data / "words.txt").read_text(encoding="utf-8").splitlines())
-    return texts
+    """Captions of scenes of all things, all their names in all languages, and the tags of every emoji, drawn or not."""
+    scenes = Scenes(ScenesConfig(path=data))
+    texts = [scenes.scene(number).caption for number in range(CAPTIONS)]
+    for concept in scenes.composer.concepts:
+        texts += [word.text for word in concept.words]
+        texts += concept.labels.values()
+    return [*texts, *(data / "words.txt").read_text(encoding="utf-8").splitlines()]
 
 
 def train_merges(texts: Iterable[str], count: int) -> list[tuple[str, str]]:
@@ -126,8 +128,8 @@ def write_vocabulary(data: Path, out: Path, size: int) -> int:
             temporary = out / (name + ".tmp")
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(out / name)
-    except FileNotFoundError as error:
-        raise VocabularyError(f"{error.filename}: not found; make the set with recipes/emoji/build.py") from error
+    except ConfigError as error:
+        raise VocabularyError(str(error)) from error
     except OSError as error:
         raise VocabularyError(f"{error.filename or out}: {error.strerror or error}") from error
     return len(vocabulary(merges))
@@ -142,7 +144,7 @@ def vocabulary_size(text: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Train a CLIP-style vocabulary on the captions of a set.")
+    parser = argparse.ArgumentParser(description="Train a CLIP-style vocabulary on captions of scenes.")
     parser.add_argument("--data", type=Path, required=True, help="folder that build.py made")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tokenizer files")
     parser.add_argument("--size", type=vocabulary_size, default=4096, help="most tokens (4096)")

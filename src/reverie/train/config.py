@@ -2,11 +2,12 @@
 
 import tomllib
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 
 from reverie.errors import ConfigError
+from reverie.train.scenes.config import ScenesConfig
 
 
 class Section(BaseModel):
@@ -25,6 +26,16 @@ class DataConfig(Section):
 
     folder: Path
     only: dict[str, list[str]] = {}
+
+
+def _kind(data: Any) -> str:
+    """Which kind of data a section describes."""
+    return "scenes" if getattr(data, "kind", None) == "scenes" or (isinstance(data, dict) and "kind" in data) else "set"
+
+
+Data: TypeAlias = Annotated[
+    Annotated[DataConfig, Tag("set")] | Annotated[ScenesConfig, Tag("scenes")], Discriminator(_kind)
+]
 
 
 class LoopConfig(Section):
@@ -77,7 +88,7 @@ class AutoencoderLoss(Section):
 class AutoencoderRun(Section):
     """`reverie train autoencoder CONFIG.toml`."""
 
-    data: DataConfig
+    data: Data
     loop: LoopConfig
     model: AutoencoderModel
     loss: AutoencoderLoss = AutoencoderLoss()
@@ -136,7 +147,7 @@ class DiffusionRun(Section):
         defaults: what the exported model draws with where a request does not say.
     """
 
-    data: DataConfig
+    data: Data
     loop: LoopConfig
     model: DiffusionModel
     objective: DiffusionObjective = DiffusionObjective()
@@ -146,7 +157,55 @@ class DiffusionRun(Section):
     defaults: dict[str, int | float | str] = {}
 
 
-Run = TypeVar("Run", AutoencoderRun, DiffusionRun)
+class TuningRun(Section):
+    """What adapters of a finished model are trained with.
+
+    Attributes:
+        model: a file or folder; the bundled model if absent.
+        drop_caption: share of captions replaced by the empty one.
+        snr_gamma: min-SNR weighting; see `DiffusionObjective`.
+    """
+
+    model: Path | None = None
+    data: Data
+    loop: LoopConfig
+    drop_caption: float = Field(0.1, ge=0, le=1)
+    snr_gamma: float | None = None
+    samples: Samples = Samples()
+
+
+class LoraRun(TuningRun):
+    """`reverie train lora CONFIG.toml`.
+
+    Attributes:
+        alpha: the numerator of the scale `alpha / rank`; the rank if absent.
+        layers: `attention`, every `linear` layer, or `all`, convolutions too.
+        text_encoder: whether the text encoders learn, too.
+        dialect: names of the file; see `reverie.adapters.lora_save`.
+    """
+
+    rank: int = Field(8, gt=0)
+    alpha: float | None = Field(None, gt=0)
+    layers: Literal["attention", "linear", "all"] = "attention"
+    text_encoder: bool = False
+    dialect: Literal["kohya", "diffusers"] = "kohya"
+
+
+class ControlRun(TuningRun):
+    """`reverie train controlnet CONFIG.toml`.
+
+    Attributes:
+        preprocessor: what makes control pictures of the pictures; see `reverie control --list`.
+        options: its settings.
+        widths: of the layers that bring the control picture to the size of the latents; by the VAE if absent.
+    """
+
+    preprocessor: str = "canny"
+    options: dict[str, int | float | bool | str] = {}
+    widths: list[int] | None = None
+
+
+Run = TypeVar("Run", AutoencoderRun, DiffusionRun, LoraRun, ControlRun)
 
 
 def read_config(kind: type[Run], path: Path) -> Run:

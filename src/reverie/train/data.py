@@ -15,6 +15,7 @@ from torch import Tensor
 
 from reverie.errors import ConfigError
 from reverie.train.config import DataConfig
+from reverie.train.scenes import Scenes, ScenesConfig
 
 
 def generator(seed: int, *numbers: int) -> torch.Generator:
@@ -37,6 +38,11 @@ Batch: TypeAlias = tuple[Tensor, list[str]]
 """Pixels `(B, 3, H, W)` float32 in [-1, 1], and captions."""
 
 
+def as_pixels(pictures: Tensor) -> Tensor:
+    """Bytes `(B, H, W, 3)` -> `(B, 3, H, W)` float32 in [-1, 1]."""
+    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
 def as_images(pixels: Tensor) -> list[Image.Image]:
     """Pixels `(B, 3, H, W)` in [-1, 1] as pictures."""
     rounded = ((pixels.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
@@ -46,15 +52,37 @@ def as_images(pixels: Tensor) -> list[Image.Image]:
 class Examples(Protocol):
     """Pictures with captions."""
 
-    def batch(self, number: int, size: int, seed: int) -> Batch:
-        """Batch `number`: a function of its arguments alone."""
+    def batch(self, number: int, size: int) -> Batch:
+        """Batch `number` of so many pictures: a function of the seed and the numbers alone."""
         ...
+
+
+def examples(config: DataConfig | ScenesConfig, seed: int) -> "Examples":
+    """What a configuration describes.
+
+    Raises:
+        ConfigError: it is not there, or broken.
+    """
+    return ComposedPictures(config, seed) if isinstance(config, ScenesConfig) else PictureSet(config, seed)
+
+
+class ComposedPictures:
+    """Scenes, each shown once."""
+
+    def __init__(self, config: ScenesConfig, seed: int = 0) -> None:
+        self.scenes = Scenes(config, seed)
+
+    def batch(self, number: int, size: int) -> Batch:
+        """See `Examples`."""
+        pictures, captions = self.scenes.batch(range(number * size, (number + 1) * size))
+        return as_pixels(torch.from_numpy(pictures)), captions
 
 
 class PictureSet:
     """A folder with `pictures.npy` (N, H, W, 3) uint8 and `captions.jsonl`, one object with `captions` a picture."""
 
-    def __init__(self, config: DataConfig) -> None:
+    def __init__(self, config: DataConfig, seed: int = 0) -> None:
+        self.seed = seed
         rows = _read_rows(config.folder / "captions.jsonl")
         pictures = _read_pictures(config.folder / "pictures.npy")
         if len(rows) != len(pictures):
@@ -70,16 +98,16 @@ class PictureSet:
 
     def pixels(self, rows: list[int]) -> Tensor:
         """`(len(rows), 3, H, W)` float32 in [-1, 1]."""
-        return self.pictures[rows].permute(0, 3, 1, 2).float() / 127.5 - 1
+        return as_pixels(self.pictures[rows])
 
-    def chosen(self, number: int, size: int, seed: int) -> tuple[list[int], list[str]]:
+    def chosen(self, number: int, size: int) -> tuple[list[int], list[str]]:
         """The rows of batch `number`, each with one of its captions."""
-        rows, g = indices(len(self), size, number, seed), generator(seed, 2, number)
+        rows, g = indices(len(self), size, number, self.seed), generator(self.seed, 2, number)
         return rows, [self.caption(row, g) for row in rows]
 
-    def batch(self, number: int, size: int, seed: int) -> Batch:
+    def batch(self, number: int, size: int) -> Batch:
         """See `Examples`."""
-        rows, captions = self.chosen(number, size, seed)
+        rows, captions = self.chosen(number, size)
         return self.pixels(rows), captions
 
     def caption(self, row: int, g: torch.Generator) -> str:

@@ -26,7 +26,7 @@ class Journal:
 
     def __init__(self, out: Path, step: int, *, tensorboard: bool) -> None:
         _forget_after(out / LOG, step)
-        self._file = (out / LOG).open("a", encoding="utf-8")
+        self._file = (out / LOG).open("a", encoding="utf-8", buffering=1)  # by lines, for those who watch
         self._events: Any = _writer(out / EVENTS, step) if tensorboard else None
 
     def step(self, step: int, numbers: dict[str, float]) -> None:

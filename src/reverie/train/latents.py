@@ -25,31 +25,41 @@ class LatentSource(Protocol):
 class CachedLatents:
     """The means of all latents of a set of pictures, encoded once."""
 
-    def __init__(self, data: PictureSet, vae: Autoencoder, device: torch.device, size: int, seed: int) -> None:
-        self.data, self.size, self.seed = data, size, seed
+    def __init__(self, data: PictureSet, vae: Autoencoder, device: torch.device, size: int) -> None:
+        self.data, self.size = data, size
         rows = range(0, len(data), ENCODED)
         parts = (data.pixels(list(range(start, min(start + ENCODED, len(data))))) for start in rows)
         self.latents = torch.cat([encoded(vae, part.to(device)).cpu() for part in parts])
 
     def batch(self, number: int) -> tuple[Tensor, list[str]]:
         """See `LatentSource`."""
-        rows, captions = self.data.chosen(number, self.size, self.seed)
+        rows, captions = self.data.chosen(number, self.size)
         return self.latents[rows], captions
 
 
 class LiveLatents:
     """Pictures composed anew for every batch, some batches ahead, and encoded on the device."""
 
-    def __init__(
-        self, data: Examples, vae: Autoencoder, device: torch.device, size: int, seed: int, stride: int = 1
-    ) -> None:
+    def __init__(self, data: Examples, vae: Autoencoder, device: torch.device, size: int, stride: int = 1) -> None:
         self.vae, self.device = vae, device
-        self._prepared = Ahead(lambda number: data.batch(number, size, seed), stride)
+        self._prepared = Ahead(lambda number: data.batch(number, size), stride)
 
     def batch(self, number: int) -> tuple[Tensor, list[str]]:
         """See `LatentSource`."""
         pixels, captions = self._prepared(number)
         return encoded(self.vae, pixels.to(self.device)), captions
+
+
+def latent_source(data: Examples, vae: Autoencoder, device: torch.device, size: int, stride: int = 1) -> LatentSource:
+    """Of a set of pictures, encoded once; of pictures that are composed, as they come.
+
+    Args:
+        size: pictures a batch.
+        stride: from one batch of this device to the next.
+    """
+    if isinstance(data, PictureSet):
+        return CachedLatents(data, vae, device, size)
+    return LiveLatents(data, vae, device, size, stride)
 
 
 @torch.no_grad()

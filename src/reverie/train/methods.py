@@ -17,10 +17,11 @@ from reverie.nets.clip_text import ClipText, ClipTextConfig
 from reverie.nets.unet import UNet, UNetConfig
 from reverie.text.tokenizer import ClipTokenizer
 from reverie.train.config import AutoencoderRun, DiffusionRun
-from reverie.train.data import PictureSet, as_images, generator
-from reverie.train.latents import CachedLatents, LatentSource
+from reverie.train.data import as_images, examples, generator
+from reverie.train.latents import latent_source
 from reverie.train.loss import diffusion_loss, gradient_loss, kl_divergence, psnr
 
+MEASURED = 512  # pictures that the scale of latents is measured on
 SAMPLES = 8  # on a sheet, where the configuration does not say
 
 
@@ -29,7 +30,7 @@ class AutoencoderMethod:
 
     def __init__(self, run: AutoencoderRun, device: torch.device) -> None:
         self.run, self.device = run, device
-        self.data = PictureSet(run.data)
+        self.data = examples(run.data, run.loop.seed)
         config = AutoencoderConfig(**run.model.model_dump(), scaling_factor=1.0)
         torch.manual_seed(run.loop.seed)
         self.network: Autoencoder = Autoencoder(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -38,7 +39,7 @@ class AutoencoderMethod:
         """See `Method.loss`. Pictures are mirrored and their colour channels swapped at random."""
         loop, weights = self.run.loop, self.run.loss
         g = generator(loop.seed, 1, step)
-        pictures, _ = self.data.batch(step, loop.batch, loop.seed)
+        pictures, _ = self.data.batch(step, loop.batch)
         pictures = _augmented(pictures, g).to(self.device, memory_format=torch.channels_last)
         factor, channels = self.network.config.factor, self.network.config.latent_channels
         shape = (len(pictures), channels, pictures.shape[2] // factor, pictures.shape[3] // factor)
@@ -55,15 +56,14 @@ class AutoencoderMethod:
         """A diffusers `vae` folder whose scaling factor makes the latents' variance 1."""
         network = Autoencoder(self.network.config)
         network.load_state_dict(weights)
-        rows = list(range(0, len(self.data), max(len(self.data) // 512, 1)))
-        mean, _ = network.to(self.device).encode(self.data.pixels(rows).to(self.device))
+        mean, _ = network.to(self.device).encode(self.data.batch(0, MEASURED)[0].to(self.device))
         config = AutoencoderConfig(**{**vars(network.config), "scaling_factor": round(1 / mean.std().item(), 5)})
         folder.save_part(out / "vae", "vae", config, weights)
 
     @torch.no_grad()
     def sample(self, weights: dict[str, Tensor]) -> Image:
         """See `Method.sample`: pictures of the data, and under each what the autoencoder makes of it."""
-        pictures, captions = self.data.batch(0, SAMPLES, self.run.loop.seed)
+        pictures, captions = self.data.batch(0, SAMPLES)
         network = Autoencoder(self.network.config)
         network.load_state_dict(weights)
         mean, _ = network.to(self.device).encode(pictures.to(self.device))
@@ -107,11 +107,15 @@ def _let_the_prompt_speak(network: TextToImage) -> None:
 
 
 class DiffusionMethod:
-    """Text encoder and U-Net, jointly, on latents that a frozen autoencoder made once."""
+    """Text encoder and U-Net, jointly, on the latents of a frozen autoencoder.
 
-    def __init__(self, run: DiffusionRun, device: torch.device) -> None:
+    Args:
+        stride: from one batch of this device to its next: how many devices train together.
+    """
+
+    def __init__(self, run: DiffusionRun, device: torch.device, stride: int = 1) -> None:
         self.run, self.device = run, device
-        self.data = PictureSet(run.data)
+        self.data = examples(run.data, run.loop.seed)
         self.tokenizer = ClipTokenizer.from_folder(run.tokenizer, max_length=run.model.text_positions)
         self.vae = folder.load_part(run.autoencoder, "vae")
         self.process = Process.named(
@@ -124,7 +128,7 @@ class DiffusionMethod:
         network = TextToImage(ClipText(self._text_config()), UNet(self._unet_config()))
         self.network: TextToImage = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.vae.to(device, torch.float32)
-        self.latents: LatentSource = CachedLatents(self.data, self.vae, device, run.loop.batch, run.loop.seed)
+        self.latents = latent_source(self.data, self.vae, device, run.loop.batch, stride)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """See `Method.loss`."""
@@ -163,7 +167,7 @@ class DiffusionMethod:
         out, wanted = self.run.loop.out / "export", self.run.samples
         self.export(weights, out)
         model = load(out, device=str(self.device), precision="float32")
-        prompts = wanted.prompts or self.data.batch(0, SAMPLES, self.run.loop.seed)[1]
+        prompts = wanted.prompts or self.data.batch(0, SAMPLES)[1]
         drawn = [model.generate(prompt, seed=wanted.seed, upscaler="none").images[0] for prompt in prompts]
         return captioned(drawn, prompts, wanted.columns)
 
