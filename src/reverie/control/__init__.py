@@ -1,0 +1,1 @@
+"""ControlNet preprocessors: from a picture to the picture that a ControlNet is steered by."""
