@@ -15,6 +15,9 @@ AttentionTap: TypeAlias = "Callable[[nn.Module, Tensor, Tensor | None, Callable[
 SkipTap: TypeAlias = "Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]"
 """`(features, skip) -> (features, skip)`, before a U-Net concatenates them on the way up."""
 
+FeatureTap: TypeAlias = "Callable[[Tensor], Tensor]"
+"""`features -> features (B, C, h, w)`, where a step of a U-Net has just said them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Taps:
@@ -27,14 +30,18 @@ class Taps:
         bypass: paths of transformer blocks whose input passes through unchanged.
         skips: by path of an up block.
         added: what is added to features, by the path of a place: `down_blocks.1` (what the level says, before it is
-            made smaller: T2I-Adapter), `skips.4` (the fifth map that the way up will want: ControlNet), `mid_block`, or
+            made smaller: T2I-Adapter) or `down_blocks.0.downsamplers` (after that: the same, of a level without
+            attention), `skips.4` (the fifth map that the way up will want: ControlNet), `mid_block`, or
             `transformer_blocks.7` (what that block of a diffusion transformer says of the picture).
+        features: by the path of a step of a U-Net: `down_blocks.1.0` and `up_blocks.2.1` (a residual block and the
+            transformer behind it), or `mid_block`.
     """
 
     attention: Mapping[str, AttentionTap] = field(default_factory=dict)
     bypass: frozenset[str] = frozenset()
     skips: Mapping[str, SkipTap] = field(default_factory=dict)
     added: Mapping[str, Tensor] = field(default_factory=dict)
+    features: Mapping[str, FeatureTap] = field(default_factory=dict)
 
     def with_(self, other: Taps) -> Taps:
         """Both. What they add is added up; where both tap another place, `other` does."""
@@ -44,11 +51,16 @@ class Taps:
             self.bypass | other.bypass,
             {**self.skips, **other.skips},
             {**other.added, **sums},
+            {**self.features, **other.features},
         )
 
     def plus(self, path: str, features: Tensor) -> Tensor:
         """Features of a place with what is added there."""
         return features + self.added[path].to(features) if path in self.added else features
+
+    def changed(self, path: str, features: Tensor) -> Tensor:
+        """Features of a step as they go on."""
+        return self.features[path](features) if path in self.features else features
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +73,7 @@ class Cond:
         channels: `(B, C, h, w)`, what the network sees beside `x` (inpainting, instruct-pix2pix, depth).
         taps: how this evaluation differs inside the network.
         images: for each picture prompt (IP-Adapter) `(B, T, D)`, the tokens of its pictures.
-        control: `(B,)`, how strongly control nets act on each row, 0 not at all; as they are where it is None.
+        control: `(B,)`, 1 on rows that one-sided control nets act on, 0 on others; on all alike where it is None.
     """
 
     context: Tensor

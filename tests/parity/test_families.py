@@ -4,6 +4,7 @@ Tolerance 1e-5 of the largest number for networks and conditions, as in test_net
 test_pictures (largest difference seen: 1e-5).
 """
 
+import json
 import logging
 from functools import cache
 from pathlib import Path
@@ -278,6 +279,33 @@ def test_picture(root: Path, kind: str) -> None:
             PROMPT, negative_prompt=NEGATIVE, steps=4, guidance_scale=5.0, seed=3, width=48, height=32
         ).pixels
         assert (got - want).abs().max() < 1e-3
+
+
+def test_picture_of_sd2_v_with_zero_terminal_snr(root: Path) -> None:
+    """With rescaled guidance, from the folder and from a file that says so by its tensors (Lin et al. 2023)."""
+    scheduler = tiny.V | {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    folder = root / "sd2-v-zero"
+    tiny.linked(folder_of(root, "sd2-v"), folder)
+    (folder / "scheduler" / "scheduler_config.json").unlink()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler), encoding="utf-8")
+    marks = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([])}
+    save_file(load_file(file_of(root, "sd2-v")) | marks, root / "sd2-v-zero.safetensors")
+    pipe = type(pipeline(root, "sd2-v"))(
+        **pipeline(root, "sd2-v").components | {"scheduler": tiny.scheduler_of(scheduler)},
+        requires_safety_checker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    result = pipe(
+        PROMPT, negative_prompt=NEGATIVE, num_inference_steps=4, guidance_scale=5.0, guidance_rescale=0.7, height=32,
+        width=48, generator=torch.Generator().manual_seed(3), output_type="pt",
+    )  # fmt: skip
+    for path in (folder, root / "sd2-v-zero.safetensors"):
+        model = reverie.load(path, device="cpu", precision="float32")
+        got = model.generate(
+            PROMPT, negative_prompt=NEGATIVE, steps=4, guidance_scale=5.0, guidance_rescale=0.7, seed=3, width=48,
+            height=32,
+        )  # fmt: skip
+        assert (got.pixels - result.images.permute(0, 2, 3, 1)).abs().max() < 1e-3
 
 
 def test_picture_without_a_negative_prompt(root: Path) -> None:

@@ -116,11 +116,14 @@ class DownBlock(nn.Module):
             x = resnet(x, time)
             if self.attentions is not None:
                 x = self.attentions[j](x, context, taps)
-            if taps and j == len(self.resnets) - 1:
-                x = taps.plus(self.path, x)
+            if taps:
+                x = taps.changed(f"{self.path}.{j}", x)
+                x = taps.plus(self.path, x) if j == len(self.resnets) - 1 else x
             skips.append(x)
         if self.downsamplers is not None:
             x = self.downsamplers[0](x)
+            if taps:
+                x = taps.plus(f"{self.path}.downsamplers", x)
             skips.append(x)
         return x, skips
 
@@ -180,32 +183,97 @@ class UpBlock(nn.Module):
             x = resnet(torch.cat([x, skip], dim=1), time)
             if self.attentions is not None:
                 x = self.attentions[j](x, context, taps)
+            if taps:
+                x = taps.changed(f"{self.path}.{j}", x)
         if self.upsamplers is not None:
             h, w = skips[-1].shape[-2:]
             x = self.upsamplers[0](x, (h, w))
         return x
 
 
-class UNet(nn.Module):
-    """`F(x, t, context)`: what it predicts is the business of the parameterisation."""
+class Encoder(nn.Module):
+    """The way down of a U-Net and its middle: all of it but the way up. A ControlNet is a copy of it."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
         self.config = config
         widths = config.block_out_channels
-        levels = range(len(widths))
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], config.time_width, config.guidance_width)
         self.add_embedding = _vector_embedding(config) if config.vector == "add_embedding" else None
         self.class_embedding = _vector_embedding(config) if config.vector.startswith("class") else None
-        self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in levels)
+        self.down_blocks = nn.ModuleList(DownBlock(config, level) for level in range(len(widths)))
         self.mid_block = None if config.mid_attention is None else MidBlock(config, config.mid_attention)
-        self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in reversed(levels))
-        self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=NORM_EPS)
-        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+        self.name_layers()
+
+    def name_layers(self) -> None:
+        """Tell every layer that can be tapped its path."""
         for path, module in self.named_modules():
             if isinstance(module, Attention | TransformerBlock | DownBlock | UpBlock):
                 module.path = path
+
+    def timed(
+        self, x: Tensor, timesteps: Tensor, vector: Tensor | None = None, guidance: Tensor | None = None
+    ) -> Tensor:
+        """The time embedding with what vector and guidance scale add to it: `(B, time_width)`; see `UNet.forward`."""
+        if x.shape[1] != self.config.in_channels:
+            raise RequestError(f"the network takes {self.config.in_channels} channels and was given {x.shape[1]}")
+        time = self._time(timesteps, guidance, x.dtype)
+        return time + self._added(vector, x) if self.config.vector else time
+
+    def encoded(
+        self, x: Tensor, time: Tensor, context: Tensor, taps: Taps | None = None, hint: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What the middle says, and every map that the way up will want.
+
+        Args:
+            time: what `timed` gave.
+            hint: `(1 or B, C, h, w)`, added to the features of `x` (ControlNet).
+        """
+        x = self.conv_in(x)
+        if hint is not None:
+            x = x + hint
+        skips = [x]
+        for down in self.down_blocks:
+            x, new = down(x, time, context, taps)
+            skips += new
+        if self.mid_block is not None:
+            x = self.mid_block(x, time, context, taps)
+            x = taps.changed("mid_block", x) if taps else x
+        return x, skips
+
+    def _time(self, timesteps: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:
+        embedding = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(dtype)
+        width = self.config.guidance_width
+        if width and guidance is None:
+            raise RequestError("this model was distilled to be told the guidance scale, and was told none")
+        told = None if not width or guidance is None else guidance_embedding(guidance, width).to(dtype)
+        result: Tensor = self.time_embedding(embedding, told)
+        return result
+
+    def _added(self, vector: Tensor | None, x: Tensor) -> Tensor:
+        """What the vector adds to the time embedding: `(B, time_width)`."""
+        table = self.config.vector == "class_table"
+        width = 1 if table else self.config.vector_width
+        if vector is None or vector.shape != (len(x), width):
+            found = "none" if vector is None else f"one of shape {list(vector.shape)}"
+            raise RequestError(f"this model wants a vector of {width} numbers for each picture, and was given {found}")
+        embedding = self.add_embedding if self.class_embedding is None else self.class_embedding
+        assert embedding is not None
+        result: Tensor = embedding(vector[:, 0].long() if table else vector.to(x.dtype))
+        return result
+
+
+class UNet(Encoder):
+    """`F(x, t, context)`: what it predicts is the business of the parameterisation."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__(config)
+        widths = config.block_out_channels
+        self.up_blocks = nn.ModuleList(UpBlock(config, level) for level in reversed(range(len(widths))))
+        self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=NORM_EPS)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+        self.name_layers()
 
     def forward(
         self,
@@ -233,46 +301,14 @@ class UNet(nn.Module):
         Raises:
             RequestError: a vector or guidance that the model needs is missing, or `x` or the vector not of its width.
         """
-        if x.shape[1] != self.config.in_channels:
-            raise RequestError(f"the network takes {self.config.in_channels} channels and was given {x.shape[1]}")
-        time = self._time(timesteps, guidance, x.dtype)
-        if self.config.vector:
-            time = time + self._added(vector, x)
-        x = self.conv_in(x)
-        skips = [x]
-        for down in self.down_blocks:
-            x, new = down(x, time, context, taps)
-            skips += new
-        if self.mid_block is not None:
-            x = self.mid_block(x, time, context, taps)
+        time = self.timed(x, timesteps, vector, guidance)
+        x, skips = self.encoded(x, time, context, taps)
         if taps:
             skips = [taps.plus(f"skips.{i}", skip) for i, skip in enumerate(skips)]
             x = taps.plus("mid_block", x)
         for up in self.up_blocks:
             x = up(x, skips, time, context, taps)
         result: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
-        return result
-
-    def _time(self, timesteps: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:
-        """The time embedding `(B, time_width)`."""
-        embedding = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(dtype)
-        width = self.config.guidance_width
-        if width and guidance is None:
-            raise RequestError("this model was distilled to be told the guidance scale, and was told none")
-        told = None if not width or guidance is None else guidance_embedding(guidance, width).to(dtype)
-        result: Tensor = self.time_embedding(embedding, told)
-        return result
-
-    def _added(self, vector: Tensor | None, x: Tensor) -> Tensor:
-        """What the vector adds to the time embedding: `(B, time_width)`."""
-        table = self.config.vector == "class_table"
-        width = 1 if table else self.config.vector_width
-        if vector is None or vector.shape != (len(x), width):
-            found = "none" if vector is None else f"one of shape {list(vector.shape)}"
-            raise RequestError(f"this model wants a vector of {width} numbers for each picture, and was given {found}")
-        embedding = self.add_embedding if self.class_embedding is None else self.class_embedding
-        assert embedding is not None
-        result: Tensor = embedding(vector[:, 0].long() if table else vector.to(x.dtype))
         return result
 
 
