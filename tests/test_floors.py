@@ -19,15 +19,15 @@ FLOORS = (
     {"", "types", "registry", "errors"},
     {"diffusion", "nets", "text", "checkpoint"},
     {"sampling", "families"},
-    {"adapters"},
+    {"adapters", "control"},
     {"engine"},
-    {"train", "explain"},
+    {"train", "evaluate", "explain"},
     {"apps", "__main__"},
 )
 FLOOR = {unit: floor for floor, units in enumerate(FLOORS) for unit in units}
 APART = 1  # the floor whose folders do not know each other
 SAMPLING_SEES = {"diffusion"}
-ORACLES = {"diffusers", "transformers", "k_diffusion", "peft", "accelerate"}
+ORACLES = {"diffusers", "transformers", "k_diffusion", "peft"}
 START = "reverie.apps.cli"  # what `reverie --help` imports
 # `Model.generate` is the handle of the function `generate`, which takes a Model.
 HANDLES = {("reverie.engine.bundle", "reverie.engine.generate")}

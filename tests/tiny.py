@@ -475,12 +475,13 @@ def _text_parts(
     if not words.exists():
         tokenizer_folder(words, merges_kept, pad)
     for source, target in ((made, path / part), (words, path / tokens)):
-        shutil.copytree(source, target, copy_function=_linked)
+        linked(source, target)
     return {part: ["transformers", name], tokens: ["transformers", "CLIPTokenizer"]}
 
 
-def _linked(source: str, target: str) -> None:
-    Path(target).hardlink_to(source)
+def linked(source: Path, target: Path) -> None:
+    """A copy of a folder whose files are links: they are not to be written over."""
+    shutil.copytree(source, target, copy_function=lambda file, link: Path(link).hardlink_to(file))
 
 
 def model_file(root: Path, kind: str) -> Path:
@@ -584,3 +585,33 @@ def _t5_tokenizer(folder: Path) -> None:
     settings = {"tokenizer_class": "T5TokenizerFast", "model_max_length": 512, "eos_token": "</s>",
                 "pad_token": "<pad>", "unk_token": "<unk>", "extra_ids": 100}  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+# GGUF
+
+
+def gguf_file(path: Path, tensors: Mapping[str, Tensor], packing: str, quantise: Any = None) -> Path:
+    """Tensors as the reference library writes them: packed where it is a matrix or kernel of whole blocks.
+
+    Args:
+        quantise: `(numbers, kind) -> bytes`, where the library would take too long.
+    """
+    gguf: Any = import_module("gguf")
+    quantise = quantise or gguf.quants.quantize
+    kind = gguf.GGMLQuantizationType[packing]
+    block = gguf.constants.GGML_QUANT_SIZES[kind][0]
+    writer = gguf.GGUFWriter(path, "sd1")
+    for name, t in tensors.items():
+        numbers = t.float().numpy()
+        if t.ndim < 2 or t.numel() % block:
+            writer.add_tensor(name, numbers)
+            continue
+        if numbers.shape[-1] % block:  # city96/ComfyUI-GGUF
+            writer.add_array(f"comfy.gguf.orig_shape.{name}", list(numbers.shape))
+            numbers = numbers.reshape(-1, block)
+        writer.add_tensor(name, quantise(numbers, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -72,7 +72,8 @@ def test_the_report(theirs: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "sampler               euler_a",
         "spacing               karras",
         "guidance scale        6.5",
-        "not carried           Adapter: <lora:castle:0.8> (adapters are not part of a request; it stays in the prompt)",
+        "not carried           Adapter: <lora:castle:0.8> "
+        "(it stays in the prompt; its file is looked for by that name)",
     ]
     assert err == ""
 
@@ -217,3 +218,18 @@ def test_the_picture_it_began_with_has_changed(tmp_path: Path) -> None:
     assert reading.redraw(path, {"image": "other.png"})[1].notes == ()
     photo.unlink()
     assert reading.redraw(path, {})[1].notes == ()
+
+
+def test_adapters_as_they_are_written() -> None:
+    """What the command line prints of adapters is read as the same fields."""
+    request = Request.of(
+        prompt="a cat", guides="pag:scale=3", embeddings="word=file.pt",
+        loras=["a/b.safetensors:0.8:start=0.2,blocks.down.1=0.5", {"path": "c", "text_strength": -0.5}],
+        controls=["canny:pic.png:1.0:0:0.8:net=x.pth,options.low=100,blocks=1+0.5", "pose:q.png"],
+        image_prompts="p.png|q.png:0.6:adapter=ip.bin",
+    )  # fmt: skip
+    words = shlex.split(reading.command_line(Found("", request, {}, (), "")))[2:-1]
+    flags: dict[str, list[str]] = {}
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        flags.setdefault(f"{name.removeprefix('--').replace('-', '_')}s", []).append(value)
+    assert Request.of(prompt="a cat", **flags) == request

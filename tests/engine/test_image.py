@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image, features
 
-from reverie.engine.image import Picture, hash_paths, picture_format, save_image, to_images
+from reverie.engine.hashes import hash_paths
+from reverie.engine.image import Picture, picture_format, save_image, to_images
 from reverie.engine.metadata.read import read_metadata
 from reverie.engine.request import Hires, Request
 from reverie.errors import OutputError, RequestError

@@ -79,8 +79,8 @@ def test_offloading_keeps_one_part_in_place_and_draws_the_same() -> None:
     model, frugal = reverie.load(device="cpu"), reverie.load(device="cpu", offload=True)
     want, got = (m.generate("a red apple", seed=1, steps=2, upscaler="none").pixels for m in (model, frugal))
     assert torch.equal(got, want)
-    assert set(model._placed) == {"text_encoder", "unet", "vae"}
-    assert set(frugal._placed) == {"vae"}
+    assert {name for _, name in model._residents.placed} == {"text_encoder", "unet", "vae"}
+    assert {name for _, name in frugal._residents.placed} == {"vae"}
 
 
 def test_attention_in_slices_is_attention(monkeypatch: pytest.MonkeyPatch) -> None:

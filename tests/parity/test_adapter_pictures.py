@@ -4,6 +4,7 @@ as users do: by the fields of a request. Those under ControlNets are in test_con
 Tolerance 1e-3 of [0, 1], as in test_pictures.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@cache
+def opened(folder: Path) -> reverie.Model:
+    """Once for every picture of a model: adapters leave nothing behind."""
+    return reverie.load(folder, device="cpu", precision="float32")
+
+
 def drawn(folder: Path, *, negative: str = NEGATIVE, prompt: str = PROMPT, **fields: Any) -> Tensor:
-    model = reverie.load(folder, device="cpu", precision="float32")
     given: dict[str, Any] = {"width": SIZE, "height": SIZE, "steps": 6} | fields
-    return model.generate(prompt, negative_prompt=negative, seed=5, guidance_scale=4.0, **given).pixels
+    return opened(folder).generate(prompt, negative_prompt=negative, seed=5, guidance_scale=4.0, **given).pixels
 
 
 def agree(got: Tensor, want: Tensor, without: Tensor) -> None:
@@ -53,7 +59,8 @@ def mild(root: Path, kind: str, name: str, dialect: str) -> Path:
     if not path.exists():
         found = loras.DIALECTS[kind][dialect](loras.parts_of(root, kind))
         assert {part for part, _ in found.layers} >= {"unet", "text_encoder"}
-        weak = {key: 0.2 * t if "up" in key or "lora_B" in key else t for key, t in found.tensors.items()}
+        ups = ("lora_up.weight", "lora_B.weight", ".up.weight")
+        weak = {key: 0.2 * t if key.endswith(ups) else t for key, t in found.tensors.items()}
         loras.Written(weak, found.layers, found.metadata).save(path)
     return path
 
@@ -70,20 +77,16 @@ def under_loras(root: Path, kind: str, files: dict[Path, float]) -> Tensor:
 
 @pytest.mark.parametrize(
     ("kind", "files"),
-    [
-        ("sd1", {"kohya": 0.8}), ("sd1", {"diffusers": 0.5}), ("sdxl", {"kohya": 0.8}),
-        ("sd1", {"kohya": 0.8, "diffusers": -0.35}),
-        ("sdxl", {"kohya with diffusers names": 0.5, "diffusers with metadata": 0.4}),
-    ],
-    ids=lambda value: value if isinstance(value, str) else " and ".join(value),
-)  # fmt: skip
-@pytest.mark.parametrize("way", ["merge", "branch"])
-def test_loras(root: Path, kind: str, files: dict[str, float], way: str) -> None:
-    """In the U-Net and in every text encoder; two at once with weights of their own."""
+    [("sd1", {"kohya": 0.8, "diffusers": -0.35}), ("sdxl", {"kohya": 0.8})],
+    ids=["sd1, two", "sdxl"],
+)
+def test_loras(root: Path, kind: str, files: dict[str, float]) -> None:
+    """In the U-Net and in every text encoder; two at once with weights of their own; merged and beside."""
     paths = {mild(root, kind, dialect, dialect): weight for dialect, weight in files.items()}
-    want = under_loras(root, kind, paths)
-    asked = [{"path": str(path), "strength": weight, "way": way} for path, weight in paths.items()]
-    agree(drawn(root / kind, loras=asked), want, drawn(root / kind))
+    want, plain = under_loras(root, kind, paths), drawn(root / kind)
+    for way in ("merge", "branch"):
+        asked = [{"path": str(path), "strength": weight, "way": way} for path, weight in paths.items()]
+        agree(drawn(root / kind, loras=asked), want, plain)
 
 
 def test_a_lora_that_the_prompt_names(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -134,11 +137,14 @@ def test_t2i_adapter(root: Path, family: str, kind: str, ours: dict[str, Any], t
     adapter.save_pretrained(root / kind)
     name = "StableDiffusionXLAdapterPipeline" if family == "ssd-1b" else "StableDiffusionAdapterPipeline"
     seen = pictured.picture(size=(SIZE, SIZE))
-    want = reference(
-        pipeline(name, folder, adapter=adapter), image=to_tensor(seen), adapter_conditioning_scale=0.8, **theirs
-    )
+    pipe = pipeline(name, folder, adapter=adapter)
+    with noisy():
+        want = pipe(
+            PROMPT, negative_prompt=NEGATIVE, guidance_scale=4.0, num_inference_steps=6, image=to_tensor(seen),
+            generator=torch.Generator().manual_seed(5), output_type="np", adapter_conditioning_scale=0.8, **theirs,
+        ).images  # fmt: skip
     asked = control(root / kind, picture=data_url(seen), strength=0.8, **ours)
-    agree(drawn(folder, controls=asked), want, drawn(folder))
+    agree(drawn(folder, controls=asked), torch.from_numpy(want), drawn(folder))
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +166,7 @@ def with_ip_adapter(root: Path, kind: str, variant: str, name: str, **parts: Any
     return pipe, path
 
 
-@pytest.mark.parametrize(("kind", "variant", "count"), [("sd1", "plain", 1), ("sd1", "plus", 2), ("sdxl", "plain", 1)])
+@pytest.mark.parametrize(("kind", "variant", "count"), [("sd1", "plus", 2), ("sdxl", "plain", 1)])
 def test_ip_adapter(root: Path, encoder: Path, kind: str, variant: str, count: int) -> None:
     """With one picture and with two."""
     pipe, path = with_ip_adapter(root, kind, variant, PIPELINES[kind])

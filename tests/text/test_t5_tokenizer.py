@@ -363,3 +363,13 @@ def test_a_damaged_file_is_read_or_refused(scratch: Path, data: st.DataObject) -
         return
     for text in ("a red apple, ﬁt Ａ\u3000\t", "日本 🎨"):
         ours(text)
+
+
+def test_a_saved_folder_is_the_same_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "spiece.model").write_bytes(spiece())
+    first = T5Tokenizer.read(tmp_path, max_length=9)
+    first.save(tmp_path / "saved")
+    again = T5Tokenizer.read(tmp_path / "saved", max_length=9)
+    for text in ("a red apple, ﬁt Ａ\u3000\t", "日本 🎨 <extra_id_0>"):
+        assert first(text) == again(text)
+    assert (again.eos, again.pad, again.vocab_size) == (first.eos, first.pad, first.vocab_size)

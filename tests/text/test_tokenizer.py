@@ -178,3 +178,28 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     folder(tmp_path).joinpath("merges.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(CheckpointError, match="not readable as UTF-8"):
         ClipTokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("pad", [EOS, "!"])
+def test_a_saved_folder_is_the_same_tokenizer(pad: str, tmp_path: Path) -> None:
+    """Tokens that were added to a vocabulary are saved, too, with how they are found."""
+    source = tmp_path / "source"
+    ClipTokenizer.published(pad=pad, max_length=50).save(source)
+    added = {"content": "<mine>", "lstrip": True, "special": False}
+    config = json.loads((source / "tokenizer_config.json").read_text())
+    config["added_tokens_decoder"]["49408"] = added
+    (source / "tokenizer_config.json").write_text(json.dumps(config))
+    first = ClipTokenizer.from_folder(source)
+    first.save(tmp_path / "again")
+    again = ClipTokenizer.from_folder(tmp_path / "again")
+    for text in ("a <mine> red apple!", "déjà  vu<mine>", "<|endoftext|> x"):
+        assert first(text) == again(text)
+    assert 49408 in again.encode("a <mine> red apple")
+    assert (again.bos, again.eos, again.pad, again.max_length, again.vocab_size) == (
+        first.bos, first.eos, first.pad, 50, 49409,
+    )  # fmt: skip
+
+
+def test_nothing_is_saved_over(tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError):
+        CLIP.save(tmp_path)

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from reverie import __version__
 from reverie.apps import console
 from reverie.apps.flags import fields, parameters
-from reverie.errors import ReverieError
+from reverie.errors import RequestError, ReverieError
 
 if TYPE_CHECKING:
     from reverie.apps.generating import Session
@@ -30,8 +30,12 @@ app = typer.Typer(
 )
 models_app = typer.Typer(help="List the models at hand, or fetch one.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(models_app, name="models")
-train_app = typer.Typer(help="Train a model from scratch.", no_args_is_help=True, rich_markup_mode=None)
+train_app = typer.Typer(
+    help="Train a model from scratch, or an adapter for one.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(train_app, name="train")
+merge_app = typer.Typer(help="Make models of models, and LoRAs of both.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(merge_app, name="merge")
 
 
 class Precision(StrEnum):
@@ -41,6 +45,14 @@ class Precision(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+class Weights(StrEnum):
+    """How packed weights are kept."""
+
+    auto = "auto"
+    packed = "packed"
+    full = "full"
 
 
 ModelOption = Annotated[
@@ -65,6 +77,9 @@ TextEncoderOption = Annotated[
     str | None, typer.Option("--text-encoder", help="file or folder the text encoders come from instead")
 ]
 EmaOption = Annotated[bool, typer.Option("--ema", help="the averaged U-Net that a single file may hold")]
+WeightsOption = Annotated[
+    Weights, typer.Option("--weights", help="GGUF and 8-bit floats stay packed in memory, or take their full size")
+]
 OffloadOption = Annotated[bool, typer.Option("--offload", help="keep one part of the model at a time on the device")]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="file, or folder; reverie-00001.png here if absent")
@@ -111,6 +126,7 @@ def generate(
     text_encoder: TextEncoderOption = None,
     ema: EmaOption = False,
     offload: OffloadOption = False,
+    packed: WeightsOption = Weights.auto,
     preview: PreviewOption = 0,
     preview_out: PreviewOutOption = None,
     preview_decoder: PreviewDecoderOption = None,
@@ -125,7 +141,8 @@ def generate(
 
     given = fields(flags) | ({} if prompt is None else {"prompt": prompt})
     options = {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction, "vae": vae,
-               "unet": unet, "text_encoder": text_encoder, "ema": ema, "offload": offload}  # fmt: skip
+               "unet": unet, "text_encoder": text_encoder, "ema": ema, "offload": offload,
+               "weights": packed.value}  # fmt: skip
     how = {"events": as_json, "previews": Previews(preview, preview_out, preview_decoder), "metadata": metadata}
     run_generate(given, out, source, model, options, how)
 
@@ -145,6 +162,7 @@ def batch(
     text_encoder: TextEncoderOption = None,
     ema: EmaOption = False,
     offload: OffloadOption = False,
+    packed: WeightsOption = Weights.auto,
     metadata: MetadataOption = True,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -152,7 +170,8 @@ def batch(
 ) -> None:
     """Draw many requests; the same command goes on where it was stopped. Options hold for every line."""
     options = {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction, "vae": vae,
-               "unet": unet, "text_encoder": text_encoder, "ema": ema, "offload": offload}  # fmt: skip
+               "unet": unet, "text_encoder": text_encoder, "ema": ema, "offload": offload,
+               "weights": packed.value}  # fmt: skip
     session = _session(model, options, {"events": as_json, "metadata": metadata})
     from reverie.apps.batching import run_batch
 
@@ -179,6 +198,7 @@ def grid(
     text_encoder: TextEncoderOption = None,
     ema: EmaOption = False,
     offload: OffloadOption = False,
+    packed: WeightsOption = Weights.auto,
     metadata: MetadataOption = True,
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -186,7 +206,8 @@ def grid(
 ) -> None:
     """Draw every combination of values of up to three fields on one labelled sheet."""
     options = {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction, "vae": vae,
-               "unet": unet, "text_encoder": text_encoder, "ema": ema, "offload": offload}  # fmt: skip
+               "unet": unet, "text_encoder": text_encoder, "ema": ema, "offload": offload,
+               "weights": packed.value}  # fmt: skip
     session = _session(model, options, {"events": as_json, "metadata": metadata})
     from reverie.apps.gridding import run_grid
 
@@ -337,6 +358,127 @@ def pull(
     run_pull(name, {"revision": revision, "variant": variant, "file": file}, as_json)
 
 
+@app.command()
+def control(
+    preprocessor: Annotated[
+        str | None, typer.Argument(help="canny, softedge, openpose, ...; --list shows them")
+    ] = None,
+    picture: Annotated[str | None, typer.Argument(help="picture file")] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="file for the control picture")] = Path("control.png"),
+    option: Annotated[list[str] | None, typer.Option("--option", help="name=value; repeatable")] = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="shorter side at which it runs; the picture's own if absent")
+    ] = None,
+    mask: Annotated[str | None, typer.Option(help="for inpaint: white where the picture is to be drawn anew")] = None,
+    weights: Annotated[Path | None, typer.Option(help="file of weights to take instead")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps")] = "cpu",
+    listed: Annotated[bool, typer.Option("--list", help="list the preprocessors and their options")] = False,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Make the picture that a ControlNet follows: edges, lines, pose, depth, ..."""
+    with console.busy("starting"):
+        from reverie.apps.controlling import run_control, run_list
+    if listed:
+        run_list(as_json)
+    elif preprocessor is None or picture is None:
+        raise RequestError("give a preprocessor and a picture, or --list")
+    else:
+        how = {"resolution": resolution, "mask": mask, "weights": weights, "device": device}
+        run_control(preprocessor, picture, out, option or [], how)
+
+
+LayoutOption = Annotated[str | None, typer.Option(help="diffusers or single; by the name of OUT if absent")]
+DtypeOption = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or fp8; as it is if absent")]
+OutArgument = Annotated[Path, typer.Option("--out", "-o", help="NAME.safetensors, or a folder that is not there yet")]
+LoraOutOption = Annotated[Path, typer.Option("--out", "-o", help="NAME.safetensors")]
+RankOption = Annotated[int, typer.Option(min=1, help="the largest rank")]
+QualityOption = Annotated[
+    float | None, typer.Option(min=0, max=1, help="share of the difference to hold, by the fewest ranks that do")
+]
+DialectOption = Annotated[str, typer.Option(help="names of the file: kohya or diffusers")]
+
+
+@merge_app.command("models")
+def merge_models(
+    first: Annotated[str, typer.Argument(help="the model that the others are merged into")],
+    others: Annotated[list[str], typer.Argument(help="MODEL, or MODEL:WEIGHT; the first has what is left of 1")],
+    out: OutArgument,
+    method: Annotated[
+        str, typer.Option(help="weighted_sum, add_difference, slerp, ties, dare, dare_ties")
+    ] = "weighted_sum",
+    weight: Annotated[float, typer.Option(help="of models that are given without one")] = 0.5,
+    base: Annotated[str | None, typer.Option(help="the model that differences are taken from")] = None,
+    block: Annotated[
+        list[str] | None, typer.Option(help="NAME=WEIGHT of a block (IN00 to IN11, MID, OUT00 to OUT11, BASE)")
+    ] = None,
+    density: Annotated[float, typer.Option(help="share of a difference that ties and dare keep")] = 0.2,
+    seed: Annotated[int, typer.Option(help="of what dare drops")] = 0,
+    layout: LayoutOption = None,
+    dtype: DtypeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Merge models of one family, tensor by tensor."""
+    with console.busy("starting"):
+        from reverie.apps.merging import run_merge
+
+    how = {"method": method, "weight": weight, "base": base, "blocks": block or [], "density": density, "seed": seed}
+    run_merge(first, others, out, how, {"layout": layout, "dtype": dtype})
+
+
+@merge_app.command("bake")
+def merge_bake(
+    model: Annotated[str, typer.Argument(help="the model")],
+    loras: Annotated[list[str], typer.Argument(help="LORA, or LORA:0.8")],
+    out: OutArgument,
+    layout: LayoutOption = None,
+    dtype: DtypeOption = None,
+    debug: DebugOption = False,
+) -> None:
+    """Write a model with LoRAs in its weights."""
+    with console.busy("starting"):
+        from reverie.apps.merging import run_bake
+
+    run_bake(model, loras, out, {"layout": layout, "dtype": dtype})
+
+
+@merge_app.command("extract")
+def merge_extract(
+    base: Annotated[str, typer.Argument(help="the model that the other was made of")],
+    tuned: Annotated[str, typer.Argument(help="the model whose difference is wanted")],
+    out: LoraOutOption,
+    rank: RankOption = 64,
+    quality: QualityOption = None,
+    dtype: Annotated[str, typer.Option(help="float32, float16 or bfloat16")] = "float16",
+    dialect: DialectOption = "kohya",
+    debug: DebugOption = False,
+) -> None:
+    """Write the difference of two models as a LoRA."""
+    with console.busy("starting"):
+        from reverie.adapters.factoring import Target
+        from reverie.apps.merging import run_extract
+
+    run_extract(base, tuned, out, Target(rank, quality), dtype, dialect)
+
+
+@merge_app.command("resize")
+def merge_resize(
+    lora: Annotated[str, typer.Argument(help="a LoRA")],
+    out: LoraOutOption,
+    model: ModelOption = None,
+    rank: RankOption = 16,
+    quality: QualityOption = None,
+    dialect: DialectOption = "kohya",
+    debug: DebugOption = False,
+) -> None:
+    """Write a LoRA with other ranks; --model is one that it was made for."""
+    with console.busy("starting"):
+        from reverie.adapters.factoring import Target
+        from reverie.apps.merging import run_resize
+
+    run_resize(lora, model, out, Target(rank, quality), dialect)
+
+
 @train_app.command()
 def autoencoder(
     config: ConfigArgument,
@@ -361,6 +503,32 @@ def diffusion(
     from reverie.apps.training import run_training
 
     run_training("diffusion", config, device, until)
+
+
+@train_app.command()
+def lora(
+    config: ConfigArgument,
+    until: UntilOption = None,
+    device: DeviceOption = "auto",
+    debug: DebugOption = False,
+) -> None:
+    """Train a LoRA for a model."""
+    from reverie.apps.training import run_training
+
+    run_training("lora", config, device, until)
+
+
+@train_app.command()
+def controlnet(
+    config: ConfigArgument,
+    until: UntilOption = None,
+    device: DeviceOption = "auto",
+    debug: DebugOption = False,
+) -> None:
+    """Train a ControlNet for a model."""
+    from reverie.apps.training import run_training
+
+    run_training("controlnet", config, device, until)
 
 
 def _version(value: bool) -> None:

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from reverie.engine.request import Fields, Guide, Request
+from reverie.engine.fields import Fields
+from reverie.engine.request import Request
 
 SIMPLE = (int, float, str, bool)
 
@@ -21,7 +22,7 @@ def parameters(left_out: tuple[str, ...] = ("prompt",)) -> list[inspect.Paramete
             continue
         group = _group(info)
         if group is None:
-            found.append(_parameter(name, _flag_type(info), _help(info)))
+            found.append(_parameter(name, _flag_type(info), _help(info), once=_repeated(info)))
             continue
         found.append(_parameter(name, bool, f"{info.description}, with its defaults"))
         for inner, inner_info in group.model_fields.items():
@@ -59,9 +60,16 @@ def _bare(annotation: Any) -> Any:
 
 def _flag_type(info: FieldInfo) -> Any:
     kind = _bare(info.annotation)
-    if get_origin(kind) is dict or kind == tuple[Guide, ...]:
+    if get_origin(kind) is dict or _repeated(info):
         return list[str]
     return kind if kind in SIMPLE else str
+
+
+def _repeated(info: FieldInfo) -> bool:
+    """Whether the field has several values, one a flag: groups in their written form, or texts."""
+    kind = _bare(info.annotation)
+    inner = get_args(kind)[0] if get_origin(kind) is tuple else None
+    return inner is str or (isinstance(inner, type) and issubclass(inner, Fields))
 
 
 def _help(info: FieldInfo) -> str:
@@ -72,6 +80,10 @@ def _help(info: FieldInfo) -> str:
     return f"{info.description}{choices}{shown}"
 
 
-def _parameter(name: str, kind: Any, help_: str) -> inspect.Parameter:
-    annotation = Annotated.__class_getitem__((kind | None, typer.Option(help=help_)))  # type: ignore[attr-defined]
+def _parameter(name: str, kind: Any, help_: str, *, once: bool = False) -> inspect.Parameter:
+    """A flag; one that is given `once` for each value is singular, too (`--lora a --lora b`)."""
+    plain = f"--{name.replace('_', '-')}"
+    names = (plain.removesuffix("s"), plain) if once else ()
+    option = typer.Option(*names, help=help_)
+    annotation = Annotated.__class_getitem__((kind | None, option))  # type: ignore[attr-defined]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -131,6 +131,8 @@ def draw_and_save(session: Session, request: Request, paths: list[Path], place: 
     try:
         with session.watching("drawing", place) as (progress, watch):
             for result in batches(session.model, request, progress=progress, watch=watch):
+                if not saved:
+                    _tell_coverage(result.model)
                 for image, own in zip(result.images, result.own, strict=True):
                     path = paths[len(saved)]
                     save_image(image, path, metadata=session.metadata)
@@ -141,6 +143,14 @@ def draw_and_save(session: Session, request: Request, paths: list[Path], place: 
             console.note(f"{len(saved)} of {len(paths)} pictures were finished and saved")
         raise
     return saved
+
+
+def _tell_coverage(model: Mapping[str, str]) -> None:
+    """What of each LoRA has found its place."""
+    start = "lora coverage: "
+    for name, line in model.items():
+        if name.startswith(start):
+            console.note(printable(f"{name.removeprefix(start)}: {line}"))
 
 
 def save_film(session: Session, request: Request, path: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from reverie.apps import console
 from reverie.diffusion.spacing import SPACINGS
-from reverie.engine.image import hash_files
+from reverie.engine.hashes import hash_files
 from reverie.families.base import Parts
 from reverie.families.detect import load_parts
 from reverie.sampling.guides import listing

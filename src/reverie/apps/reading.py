@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from reverie.apps import console
-from reverie.engine.image import BUNDLED_SOURCE, hash_paths
+from reverie.engine.hashes import hash_paths
+from reverie.engine.image import BUNDLED_SOURCE
 from reverie.engine.metadata import a1111
 from reverie.engine.metadata.infotext import has_settings
 from reverie.engine.metadata.own import HASHED, pictures
@@ -20,6 +21,12 @@ from reverie.errors import RequestError
 
 # Control characters but tab and line feed, and those that turn the direction of writing: a terminal would obey.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+# Fields of several values that are written in one word each: what stands before the settings.
+WRITTEN: dict[str, tuple[str, ...]] = {
+    "guides": ("name",), "loras": ("path",), "controls": ("kind", "picture"), "image-prompts": ("pictures",),
+    "embeddings": (),
+}  # fmt: skip
 
 
 def run_read(path: Path, form: str = "report") -> None:
@@ -60,7 +67,7 @@ def redraw(path: Path, given: Mapping[str, Any]) -> tuple[Request, Found]:
         group = fields.get(name)
         fields[name] = {**group, **value} if isinstance(group, dict) and isinstance(value, dict) else value
     request = Request.of(**fields)
-    for name in ("image", "mask"):
+    for name in ("image", "mask", "depth"):
         if (getattr(request, name) or "").startswith(HASHED):
             raise RequestError(f"{path} does not hold the picture it was drawn from; give it with --{name}")
     notes = (*(note for note in found.notes if note.partition(":")[0] not in given), *_changed(request, found))
@@ -148,15 +155,29 @@ def _flags(name: str, value: Any) -> Iterator[str]:
     elif isinstance(value, dict):
         for key, inner in value.items():
             yield from (f"--{name}", f"{key}={_value(inner)}")
-    elif name == "guides":
-        for guide in value:
-            options = ",".join(f"{key}={_value(inner)}" for key, inner in guide.get("options", {}).items())
-            yield from (f"--{name}", f"{guide['name']}:{options}" if options else guide["name"])
+    elif name in WRITTEN:
+        for group in value:
+            yield from (f"--{name.removesuffix('s')}", _group(name, group))
     elif isinstance(value, bool):
         yield f"--{name}" if value else f"--no-{name}"
     else:
         text = ",".join(map(_value, value)) if isinstance(value, list | tuple) else _value(value)
         yield from (f"--{name}={text}",) if text.startswith("-") else (f"--{name}", text)
+
+
+def _group(name: str, group: Any) -> str:
+    """One guide or adapter in the form in which it is written; see `engine/request.py` and `engine/extras.py`."""
+    if isinstance(group, str):
+        return group
+    left = dict(group)
+    heads = [left.pop(key) for key in WRITTEN[name]]
+    head = ":".join("|".join(part) if isinstance(part, list | tuple) else str(part) for part in heads)
+    settings = {}
+    for key, value in left.items():
+        inside = "" if name == "guides" else f"{key}."
+        inner = {f"{inside}{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+        settings |= {k: "+".join(map(str, v)) if isinstance(v, list | tuple) else v for k, v in inner.items()}
+    return ":".join([head, *([",".join(f"{k}={_value(v)}" for k, v in settings.items())] if settings else [])])
 
 
 def _value(value: Any) -> str:

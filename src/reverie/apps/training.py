@@ -3,28 +3,26 @@
 from pathlib import Path
 from typing import Literal
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from reverie.apps import console
 from reverie.engine.bundle import pick_device
-from reverie.train.config import AutoencoderRun, DiffusionRun, read_config
+from reverie.train.config import AutoencoderRun, ControlRun, DiffusionRun, LoopConfig, LoraRun, read_config
 from reverie.train.devices import training_devices
-from reverie.train.loop import Trainer
+from reverie.train.loop import Method, Trainer
 from reverie.train.methods import AutoencoderMethod, DiffusionMethod
 
 SMOOTHING = 0.98  # of the numbers shown; the log has every step as it was
 
 
-def run_training(kind: Literal["autoencoder", "diffusion"], config: Path, device: str, until: int | None) -> None:
+Kind = Literal["autoencoder", "diffusion", "lora", "controlnet"]
+
+
+def run_training(kind: Kind, config: Path, device: str, until: int | None) -> None:
     """Train, showing the loss, pictures a second and the time that remains. Starts where a stopped run ended."""
-    method: AutoencoderMethod | DiffusionMethod
     devices, own = training_devices(pick_device(device))
-    if kind == "autoencoder":
-        run = read_config(AutoencoderRun, config)
-        method, loop = AutoencoderMethod(run, own), run.loop
-    else:
-        diffusion = read_config(DiffusionRun, config)
-        method, loop = DiffusionMethod(diffusion, own), diffusion.loop
+    method, loop = _method(kind, config, own, devices.count)
     trainer = Trainer(method, loop, devices)
     if trainer.step:
         console.note(f"going on from step {trainer.step}")
@@ -45,3 +43,24 @@ def run_training(kind: Literal["autoencoder", "diffusion"], config: Path, device
 
         trainer.run(report, until)
     console.out.print(f"written to {loop.out / 'export'}", markup=False)
+
+
+def _method(kind: Kind, config: Path, device: torch.device, stride: int) -> tuple[Method, LoopConfig]:
+    """What a configuration trains, and how long.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    if kind == "autoencoder":
+        autoencoder = read_config(AutoencoderRun, config)
+        return AutoencoderMethod(autoencoder, device), autoencoder.loop
+    if kind == "diffusion":
+        diffusion = read_config(DiffusionRun, config)
+        return DiffusionMethod(diffusion, device, stride), diffusion.loop
+    from reverie.train.adapting import ControlMethod, LoraMethod
+
+    if kind == "lora":
+        lora = read_config(LoraRun, config)
+        return LoraMethod(lora, device, stride), lora.loop
+    control = read_config(ControlRun, config)
+    return ControlMethod(control, device, stride), control.loop

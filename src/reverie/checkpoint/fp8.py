@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import torch
 
-from reverie.checkpoint.quantised import FLOAT8
+from reverie.checkpoint.quantised import PACKINGS
 from reverie.checkpoint.weightfile import TensorInfo, WeightFile, shown, shown_shape
 from reverie.errors import CheckpointError
 
@@ -22,7 +22,6 @@ MARKER = "scaled_fp8"
 FORMAT = "comfy_quant"
 FORMATS = ("float8_e4m3fn", "float8_e5m2")
 MAX_FORMAT = 10_000  # bytes
-PACKINGS = {dtype: name for name, dtype in FLOAT8.items()}
 NUMBERS = (torch.float32, torch.float16, torch.bfloat16)
 
 

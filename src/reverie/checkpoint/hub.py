@@ -35,7 +35,7 @@ MAX_LISTING = 1 << 26  # bytes
 TRANSIENT = {408, 429, 500, 502, 503, 504}
 FALSE = {"", "0", "false", "no", "off"}
 # Folders of a pipeline that draw nothing here.
-SKIPPED = ("safety_checker", "feature_extractor", "image_encoder", "onnx", "openvino", "flax")
+SKIPPED = ("safety_checker", "feature_extractor", "onnx", "openvino", "flax")
 BESIDE = (".json", ".txt", ".model")  # endings of what stands beside weights
 SAFE, TORCH = ".safetensors", ".bin"
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reverie.checkpoint.quantised import FLOAT8, QuantisedTensor
+from reverie.checkpoint.packed import PackedTensor
+from reverie.checkpoint.quantised import FLOAT8, PACKINGS, QuantisedTensor
 from reverie.errors import CheckpointError
 
 MAX_DIMENSIONS = 64  # what numpy and most of torch can do
@@ -91,6 +92,14 @@ class WeightFile:
         if isinstance(stored, QuantisedTensor):
             return stored.dequantise(dtype or info.dtype)
         return stored if dtype is None else stored.to(dtype)
+
+    def weight(self, name: str) -> Tensor:
+        """One tensor as a network keeps it: a view, and packed numbers stay packed until they are used."""
+        stored = self.raw(name)
+        if isinstance(stored, QuantisedTensor):
+            return PackedTensor.of(stored, self.tensors[name].dtype)
+        packing = PACKINGS.get(stored.dtype)
+        return stored if packing is None else PackedTensor.of(QuantisedTensor(stored, packing, tuple(stored.shape)))
 
     def raw(self, name: str) -> Tensor | QuantisedTensor:
         """The tensor as the file holds it, a view: packed blocks stay packed."""

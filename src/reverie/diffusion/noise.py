@@ -162,9 +162,13 @@ class SeededNoise:
         self._streams = [self._stream(seed) for seed in self._seeds]
         self._started = False
 
-    def before(self) -> Tensor:
-        """A draw ahead of the first one: diffusers samples a picture's latents with the generator of its noise."""
-        return torch.stack([draw(self.shape) for draw in self._streams])
+    def before(self, shape: Sequence[int] | None = None) -> Tensor:
+        """A draw ahead of the first one: diffusers samples a picture's latents with the generator of its noise.
+
+        Args:
+            shape: of one row; that of a latent if None.
+        """
+        return torch.stack([draw(self.shape if shape is None else shape) for draw in self._streams])
 
     def __call__(self) -> Tensor:
         """The next `(B, *shape)` float32."""

@@ -1,6 +1,6 @@
 """A loaded model: its parts, where they live and in which precision, and the one way to draw with them."""
 
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from reverie.diffusion.parameterisation import PARAMETERISATIONS
 from reverie.engine import latents as latent_space
 from reverie.engine.memory import frugally
+from reverie.engine.opened import Opened
+from reverie.engine.placing import WEIGHTS, Weights, check_numbers, keeps_packed, place
 from reverie.engine.request import Request
 from reverie.engine.sources import data_url
 from reverie.engine.upscale import Upscaler, open_upscaler
@@ -30,6 +32,25 @@ TILES = (512, 256)  # pixels, tried in this order where memory runs out
 M = TypeVar("M", bound=nn.Module)
 
 
+class Residents:
+    """What is on the device: the parts of a model, and of the one that it hands over to.
+
+    Attributes:
+        one_at_a_time: the others go to the CPU when a part is needed.
+        placed: parts that are ready, by their model and name.
+    """
+
+    def __init__(self, one_at_a_time: bool) -> None:
+        self.one_at_a_time = one_at_a_time
+        self.placed: dict[tuple[int, str], nn.Module] = {}
+
+    def clear(self) -> None:
+        """Take every part off the device."""
+        for module in self.placed.values():
+            module.to("cpu")
+        self.placed.clear()
+
+
 class Model:
     """A model that can draw. Made by `reverie.load`.
 
@@ -40,17 +61,67 @@ class Model:
         parts: the networks and what is known about them.
         source: the path it was opened from.
         device, dtype: where and in which precision the networks compute.
-        offload: keep one part at a time on the device, the others on the CPU: slower, for little memory. Drawing
-            switches it on where memory runs out.
+        weights: `packed`, `full` or `auto`; see `packed`.
+        opened: adapters that were opened for it.
+        forms: the last form of each network with adapters in it, and what it was made of.
     """
 
     def __init__(
-        self, parts: Parts, source: Path, device: torch.device, dtype: torch.dtype, *, offload: bool = False
+        self,
+        parts: Parts,
+        source: Path,
+        device: torch.device,
+        dtype: torch.dtype,
+        *,
+        offload: bool = False,
+        weights: Weights = "auto",
     ) -> None:
-        self.parts, self.source, self.device, self.dtype, self.offload = parts, source, device, dtype, offload
+        self.parts, self.source, self.device, self.dtype, self.weights = parts, source, device, dtype, weights
+        self._residents = Residents(offload)
         self._checked: set[str] = set()
-        self._placed: dict[str, nn.Module] = {}
+        self.opened = Opened()
+        self.forms: dict[str, tuple[object, nn.Module]] = {}
         self._wrapped: dict[tuple[str, str], nn.Module] = {}
+        self._successors: dict[Path, Model] = {}
+
+    @property
+    def offload(self) -> bool:
+        """Whether one part at a time is on the device, the others on the CPU: slower, for little memory.
+
+        Drawing switches it on where memory runs out.
+        """
+        return self._residents.one_at_a_time
+
+    @offload.setter
+    def offload(self, value: bool) -> None:
+        self._residents.one_at_a_time = value
+
+    @cached_property
+    def packed(self) -> bool:
+        """Whether packed weights (GGUF, 8-bit floats) stay packed and are unpacked at every use."""
+        return keeps_packed(self.weights, self.parts.modules().values(), self.device, self.dtype)
+
+    def successor(self, name: str) -> "Model":
+        """Another model on the same device in the same precision, by path, name or hash; the last one is kept.
+
+        Raises:
+            CheckpointError: broken, or of an unknown family.
+            RequestError: no such model.
+        """
+        from reverie.engine.library import Library
+
+        path = Library.of_environment().resolve(name)
+        if path not in self._successors:
+            other = Model(load_parts(path), path, self.device, self.dtype, weights=self.weights)
+            for old in self._successors.values():
+                old.leave()
+            other._residents, self._successors = self._residents, {path: other}
+        return self._successors[path]
+
+    def leave(self) -> None:
+        """Take every part of this model off the device."""
+        for owner, name in [key for key in self._residents.placed if key[0] == id(self)]:
+            self._residents.placed.pop((owner, name)).to("cpu")
 
     def ready(self, name: str, module: M) -> M:
         """The part `name`, on the device, in the computing precision, its weights checked.
@@ -58,16 +129,16 @@ class Model:
         Raises:
             CheckpointError: NaN or infinity in the weights; the tensor is named.
         """
-        if name not in self._placed:
+        placed = self._residents.placed
+        if (id(self), name) not in placed:
             if name not in self._checked:
-                _check_numbers(module, f"{self.source}: tensor", name)
+                check_numbers(module, self.source, name)
                 self._checked.add(name)
             if self.offload:
-                for other in self._placed.values():
-                    other.to("cpu")
-                self._placed.clear()
-            module.to(self.device, self.dtype)
-            self._placed[name] = module
+                self._residents.clear()
+                self.forms.clear()
+            place(module, self.device, self.dtype, packed=self.packed)
+            placed[id(self), name] = module
         return module
 
     def network(self, name: Literal["unet", "vae"], seamless: Literal["none", "x", "y", "both"] = "none") -> nn.Module:
@@ -142,13 +213,6 @@ class Model:
         return generate(self, request, progress=progress, watch=watch)
 
 
-def _check_numbers(module: nn.Module, where: str, part: str) -> None:
-    for key, p in module.named_parameters():
-        total = p.float().sum() if p.element_size() == 1 else p.sum(dtype=torch.float32)
-        if not torch.isfinite(total) and not torch.isfinite(p.float()).all():
-            raise CheckpointError(f"{where} {key} of {part} has NaN or infinite numbers; the file is damaged")
-
-
 def load(
     source: str | Path | None = None,
     *,
@@ -161,6 +225,7 @@ def load(
     text_encoder: str | Path | None = None,
     ema: bool = False,
     offload: bool = False,
+    weights: Weights = "auto",
 ) -> Model:
     """Open a model.
 
@@ -173,10 +238,13 @@ def load(
         vae, unet, text_encoder: a file or folder from which this part comes instead.
         ema: take the averaged U-Net that a single file holds beside the other.
         offload: keep one part at a time on the device.
+        weights: packed weights (GGUF, 8-bit floats) stay `packed` in memory and are unpacked at every use, or are
+            brought to their `full` size once; `auto` keeps them packed where that would take over half of the free
+            memory. The pictures are the same.
 
     Raises:
         CheckpointError: not there, broken, or of an unknown family.
-        RequestError: unknown device or precision.
+        RequestError: unknown device, precision or way to keep weights.
     """
     path = bundled_path() if source is None else Path(source).expanduser()
     if source is not None and not path.exists():
@@ -184,13 +252,15 @@ def load(
     where = pick_device(device)
     if precision != "auto" and precision not in DTYPES:
         raise RequestError(f"unknown precision {precision!r}; known: auto, {', '.join(DTYPES)}")
+    if weights not in WEIGHTS:
+        raise RequestError(f"unknown way to keep weights {weights!r}; known: {', '.join(WEIGHTS)}")
     automatic = torch.float32 if where.type == "cpu" else torch.float16
     others = {"vae": vae, "unet": unet, "text_encoder": text_encoder}
     given = {name: Path(other).expanduser() for name, other in others.items() if other is not None}
     parts = load_parts(path, variant, ema=ema, **given)
     if prediction is not None:
         parts = parts.with_prediction(PARAMETERISATIONS[prediction])
-    return Model(parts, path, where, DTYPES.get(precision, automatic), offload=offload)
+    return Model(parts, path, where, DTYPES.get(precision, automatic), offload=offload, weights=weights)
 
 
 def bundled_path() -> Path:

@@ -38,6 +38,10 @@ class Canvas:
         """What the network begins with, `(1, 3, h, w)` in [0, 1]."""
         return resized(self._cut(self.picture), self.size)
 
+    def placed(self, other: Tensor) -> Tensor:
+        """Of another picture `(1, C, ., .)`, stretched over the whole of this one, the part that is drawn."""
+        return self._cut(resized(other, (self.picture.shape[-1], self.picture.shape[-2])))
+
     def drawn(self) -> Tensor | None:
         """The mask at the drawn size, `(1, 1, h, w)` of zeros and ones."""
         if self.mask is None:

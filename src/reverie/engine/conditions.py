@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from reverie.adapters.attach import Attachment
+from reverie.engine.equipment import Equipment
 from reverie.engine.plan import Pass
 from reverie.engine.request import Request
-from reverie.errors import RequestError
 from reverie.families.base import Sizes, Tower
 from reverie.sampling.guidance import Conditions, Parts, cat
 from reverie.text.embed import Embedder, Encoding, Tokens
-from reverie.text.pieces import Prompt, Stage
+from reverie.text.networks import show_network
+from reverie.text.pieces import Network, Prompt, Stage
 from reverie.text.prompt import DIALECTS, parse
 from reverie.text.wildcards import resolve
 from reverie.types import Cond
@@ -52,21 +54,32 @@ def words_of(request: Request, seed: int, *, second: bool = False) -> Words:
     return Words(*texts)
 
 
+def networks_of(request: Request, text: str) -> tuple[Network, ...]:
+    """The LoRAs that a prompt names, in the dialects that name them."""
+    prompt = parse(text, dialect=request.dialect, steps=1, emphasis=request.emphasis != "none")
+    return prompt.networks
+
+
 class Script:
     """What one picture is told in one pass, step by step.
 
     Args:
         words: of the picture.
-        steps: of the first pass and, where this is the second, of the second.
+        first_steps: of the first pass, which a prompt's schedule counts where this is the second.
     """
 
     def __init__(self, encoder: "Encoder", words: Words, run: Pass, first_steps: int) -> None:
         self._encoder = encoder
         self._second = run.second
-        self._sizes = Sizes(run.width, run.height)
+        self._sizes = encoder.sizes(run)
         self._silent = not words.negative
         self._prompts = tuple(
-            encoder.read(text, first_steps, run.steps if run.second else None, negative=bool(i))
+            encoder.read(
+                text,
+                first_steps if run.second else run.whole_steps,
+                run.whole_steps if run.second else None,
+                negative=bool(i),
+            )
             for i, text in enumerate((words.prompt, words.negative))
         )
 
@@ -93,10 +106,17 @@ class Script:
 
 
 class Encoder:
-    """Prompts -> conditions, each text once."""
+    """Prompts -> conditions, each text once.
 
-    def __init__(self, model: "Model", request: Request) -> None:
-        self._model, self._request = model, request
+    Args:
+        equipment: the adapters of the request.
+        attachments: those that act on the text encoders.
+    """
+
+    def __init__(
+        self, model: "Model", request: Request, equipment: Equipment, attachments: Sequence[Attachment] = ()
+    ) -> None:
+        self._model, self._request, self._equipment, self._attachments = model, request, equipment, attachments
         dialect = DIALECTS[request.dialect]
         own = dialect.weighting == "original" and request.emphasis != "none"  # the modes are AUTOMATIC1111's
         self._skip = request.clip_skip - 1
@@ -107,6 +127,7 @@ class Encoder:
                 request.emphasis if own else dialect.weighting,
                 dialect.split,
                 request.comma_backtrack,
+                equipment.vectors(tower.name, attachments),
             )
             for tower in model.parts.towers
         ]
@@ -114,20 +135,24 @@ class Encoder:
         self._told: dict[tuple[Stage | None, Sizes], Cond] = {}
         self._warned: set[str] = set()
 
+    def sizes(self, run: Pass) -> Sizes:
+        """What the network is told of the sizes of pictures, as far as it is."""
+        told = self._request.sizes
+        given = {} if told is None else told.model_dump(exclude_none=True)
+        return Sizes(run.width, run.height, **{name.removesuffix("_size"): size for name, size in given.items()})
+
     def read(self, text: str, steps: int, second: int | None, *, negative: bool) -> Prompt:
         """Parse a prompt; what may not have been meant is a warning, once.
 
-        Raises:
-            RequestError: the prompt asks for extra networks.
+        LoRAs that it names are attached elsewhere; see `networks_of`.
         """
         prompt = parse(
             text, dialect=self._request.dialect, steps=max(steps, 1), second_pass=second and max(second, 1),
             emphasis=self._request.emphasis != "none", negative=negative,
         )  # fmt: skip
-        if prompt.networks:
-            network = prompt.networks[0]
-            raise RequestError(f"the prompt asks for the {network.kind} {network.name!r}; adapters are not opened yet")
-        for warning in set(prompt.warnings) - self._warned:
+        misplaced = {f"{show_network(network)} stands in the negative prompt and is left out; put it into the prompt"
+                     for network in prompt.networks if negative}  # fmt: skip
+        for warning in (misplaced | set(prompt.warnings)) - self._warned:
             warnings.warn(warning, stacklevel=2)
             self._warned.add(warning)
         return prompt
@@ -151,7 +176,7 @@ class Encoder:
     def _encode(self, tower: Tower, tokens: Tokens) -> Encoding:
         """One text encoder, with as many layers left out as the request says."""
         model = self._model
-        module = model.ready(tower.name, tower.module)
+        module = self._equipment.form(tower.name, model.ready(tower.name, tower.module), self._attachments)
         mask = None if tokens.mask is None else tokens.mask.to(model.device)
         return tower.encode(module, replace(tokens, ids=tokens.ids.to(model.device), mask=mask), self._skip)
 

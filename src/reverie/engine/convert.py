@@ -6,22 +6,22 @@ layout cannot hold is refused, not changed.
 """
 
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from reverie.checkpoint.packed import plain, unpacked
 from reverie.checkpoint.save import Entry, Progress, write_entries, write_json
 from reverie.checkpoint.source import WeightFile, open_weights
 from reverie.checkpoint.stream import SHARD, entries_of, write_sharded
 from reverie.engine.deferred import DeferredFile, now
-from reverie.engine.image import hash_paths
+from reverie.engine.hashes import hash_paths
 from reverie.errors import CheckpointError, OutputError, RequestError
 from reverie.families.assembly import Plan
 from reverie.families.base import Parts
@@ -34,6 +34,8 @@ from reverie.nets.t5 import T5Encoder
 from reverie.text.t5_tokenizer import T5Tokenizer
 from reverie.text.tokenizer import ClipTokenizer
 
+Change = Callable[[Pieces, Parts], Pieces]
+"""`(networks to be written, the model) -> networks of the same shapes`."""
 Layout = Literal["diffusers", "single"]
 Precision = Literal["float32", "float16", "bfloat16", "fp8"]
 
@@ -42,6 +44,7 @@ FP8, LARGEST = torch.float8_e4m3fn, 448.0  # OCP 8-bit Floating Point Specificat
 MARKS = ("v_pred", "ztsnr", "edm_mean", "edm_std", "edm_vpred.")  # tensors that say what a network predicts
 # Metadata that is no longer true, or was about the container.
 DROPPED = ("format", "wrapper", "left_out", "modelspec.hash_sha256", "sshs_", "comfy.gguf.", "general.")
+HELD = ("base_positions",)  # of configs: what only begins a training; the positions made of it are in the file
 PROBE = "A photo of an astronaut, (riding) a horse: 4k — déjà vu 馬"
 # The pipeline of diffusers that opens a folder, by family and variant.
 PIPELINES: dict[str, dict[str, str]] = {
@@ -111,6 +114,7 @@ def convert(
     variant: str | None = None,
     shard: int = SHARD,
     progress: Progress | None = None,
+    change: Change | None = None,
 ) -> Converted:
     """Write a model in another layout or precision.
 
@@ -129,6 +133,7 @@ def convert(
         variant: of a folder's weight files, for example `fp16`.
         shard: bytes of one file of a folder.
         progress: called as `(bytes written, bytes in all)`.
+        change: what else happens to the networks (`engine/merging.py`).
 
     Raises:
         CheckpointError: the source is broken or of no known family, or the other layout cannot say what it is.
@@ -138,9 +143,12 @@ def convert(
     to = _layout(out, layout, dtype)
     if out.exists():
         raise OutputError(f"{out} is there already; remove it or choose another name")
-    if to == "single" and not source.is_dir() and not (ema or prune or parts):
+    if to == "single" and not source.is_dir() and not (ema or prune or parts or change):
         return _retyped(open_weights(source), out, dtype, progress)
     job = _job(source, variant, ema, tuple(parts), dtype)
+    if change is not None:
+        model = job.model or job.family.assemble(job.opened)
+        job = replace(job, pieces=change(job.pieces, model))
     with _staged(out) as path:
         if to == "single":
             entries = _single_entries(job)
@@ -204,7 +212,7 @@ def _job(source: Path, variant: str | None, ema: bool, parts: tuple[str, ...], d
     if unknown:
         raise RequestError(f"{source} has no {' and no '.join(unknown)}; it has {', '.join(opened.pieces)}")
     model = family.assemble(opened)
-    plan: Plan = import_module(f"reverie.families.{family.name}.family").plan(opened)
+    plan = family.plan(opened)
     pieces = opened.pieces if opened.file is None else family.open_file(DeferredFile.of(opened.file), ema)
     pieces = {name: _told(piece, plan) for name, piece in pieces.items() if not parts or name in parts}
     paths = sorted({path for piece in opened.pieces.values() for path in piece.files})
@@ -251,8 +259,9 @@ def _entries(tensors: Mapping[str, Tensor], dtype: Precision | None) -> list[Ent
 
 
 def _entry(name: str, tensor: Tensor, dtype: Precision | None) -> Entry:
-    kind = tensor.dtype if dtype is None or not tensor.dtype.is_floating_point else DTYPES[dtype]
-    return Entry(name, kind, tuple(tensor.shape), lambda: now(tensor).to(kind))
+    stored = plain(tensor)
+    kind = stored.dtype if dtype is None or not stored.dtype.is_floating_point else DTYPES[dtype]
+    return Entry(name, kind, tuple(stored.shape), lambda: unpacked(now(stored)).to(kind))
 
 
 def _scaled(entries: Sequence[Entry], prefix: str, exact: Sequence[Entry]) -> list[Entry]:
@@ -356,7 +365,7 @@ def _write_rest(job: _Job, model: Parts, folder: Path) -> None:
         if tower.name in job.opened.tokenizers:
             shutil.copytree(job.opened.tokenizers[tower.name], target)
         else:
-            _write_tokenizer(tower.tokenizer, target)
+            tower.tokenizer.save(target)
     if source.is_dir():
         for name in ("model_index.json", "reverie.json"):
             if (source / name).exists():
@@ -399,25 +408,6 @@ def _class_of(piece: Piece) -> list[str]:
     return ["diffusers", json["_class_name"]] if "_class_name" in json else ["transformers", json["architectures"][0]]
 
 
-def _write_tokenizer(tokenizer: ClipTokenizer | T5Tokenizer, folder: Path) -> None:
-    """In the format of transformers."""
-    folder.mkdir()
-    model = tokenizer._model
-    if isinstance(tokenizer, T5Tokenizer):
-        model.save(str(folder / "tokenizer.json"))
-        settings = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", "tokenizer_class": "T5Tokenizer"}
-    else:
-        model.model.save(str(folder))
-        ends = {name: str(model.id_to_token(i)) for name, i in _ends(tokenizer)}
-        settings = {**ends, "unk_token": ends["eos_token"], "tokenizer_class": "CLIPTokenizer"}
-        write_json(folder / "special_tokens_map.json", {**ends, "unk_token": ends["eos_token"]})
-    write_json(folder / "tokenizer_config.json", {**settings, "model_max_length": tokenizer.max_length})
-
-
-def _ends(tokenizer: ClipTokenizer) -> tuple[tuple[str, int], ...]:
-    return ("bos_token", tokenizer.bos), ("eos_token", tokenizer.eos), ("pad_token", tokenizer.pad)
-
-
 # Whether it is the same model
 
 
@@ -448,7 +438,7 @@ def _differences(model: Parts, written: Parts) -> Iterator[str]:
             continue
         before, after = asdict(ours[part].config), asdict(theirs[part].config)  # type: ignore[call-overload]
         for key in sorted(before):
-            if before[key] != after[key]:
+            if before[key] != after[key] and key not in HELD:
                 yield f"{key} of {part} would be read as {after[key]}, not {before[key]}"
     if model.parameterisation.name != written.parameterisation.name:
         yield f"it would be read as {written.parameterisation.name}, not {model.parameterisation.name}"

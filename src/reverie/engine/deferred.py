@@ -41,17 +41,17 @@ class Deferred(Tensor):
 
 
 class DeferredFile(WeightFile):
-    """A weight file whose tensors are `Deferred`."""
+    """A weight file whose weights are `Deferred`."""
 
     @staticmethod
     def of(file: WeightFile) -> "DeferredFile":
         """The same file."""
         return DeferredFile(**{field.name: getattr(file, field.name) for field in fields(WeightFile)})
 
-    def tensor(self, name: str, dtype: torch.dtype | None = None) -> Tensor:
+    def weight(self, name: str) -> Tensor:
         """One tensor, without its numbers."""
-        info, read = self.tensors[name], super().tensor
-        return Deferred.of(info.shape, dtype or info.dtype, lambda: read(name, dtype))
+        info = self.tensors[name]
+        return Deferred.of(info.shape, info.dtype, lambda: self.tensor(name))
 
 
 def now(tensor: Tensor) -> Tensor:

@@ -6,23 +6,22 @@ Everything is found in headers, but for NaN and infinity: for these the numbers 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from reverie.adapters.kinds import Described, describe_addon
 from reverie.checkpoint.source import DTYPES, WeightFile, open_sharded, open_weights
 from reverie.checkpoint.weightfile import shown
-from reverie.engine.addons import Described, describe_addon
 from reverie.engine.deferred import DeferredFile
 from reverie.errors import CheckpointError
 from reverie.families.detect import open_checkpoint
 from reverie.families.family import Family, Opened
 from reverie.families.ldm import UNET, VAES
 from reverie.families.pieces import Pieces
-from reverie.families.single import look
+from reverie.families.single import SHOWING, look
 
 Progress = Callable[[int, int], None]  # bytes read, bytes in all
 CHUNK = 1 << 22  # numbers that are looked at at once
@@ -233,7 +232,7 @@ def _identity(family: Family, opened: Opened, broken: bool) -> dict[str, Any]:
     """Variant, prediction and evidence; without them where the networks do not go together."""
     try:
         if broken:
-            plan = import_module(f"reverie.families.{family.name}.family").plan(opened)
+            plan = family.plan(opened)
             return {"variant": plan.variant, "evidence": opened.evidence + plan.evidence}
         identity = family.assemble(opened).identity
     except (CheckpointError, KeyError) as error:
@@ -276,7 +275,7 @@ def _fits(family: Family, pieces: Pieces) -> tuple[str, ...]:
 def _part_namer(family: Family | None, opened: Opened | None) -> Callable[[str], str]:
     """Which part a tensor of a single file is of, by what its name begins with."""
     network = "denoising network" if family is None else family.network
-    prefixes = {"model_ema.": AVERAGED, UNET: network} | dict.fromkeys(VAES, "vae")
+    prefixes = {"model_ema.": AVERAGED, UNET: network} | dict.fromkeys(VAES, "vae") | SHOWING
     if family is not None:
         prefixes |= {place.prefix: rule.part for rule in family.texts for place in rule.places}
     alone = opened is not None and opened.file is not None and look(opened.file.tensors).prefix == ""

@@ -1,30 +1,35 @@
 """The drawing of one batch of pictures: pass by pass, from noise or a picture to pixels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reverie.adapters.attach import Attachment
 from reverie.engine import latents as latent_space
 from reverie.engine.canvas import Canvas, spread
-from reverie.engine.conditions import Encoder, Script, Words, between, joined, script_conditions
+from reverie.engine.conditions import Encoder, Script, Words, between, joined, networks_of, script_conditions
+from reverie.engine.equipment import Equipment
 from reverie.engine.noises import Noises, brownian, noises
 from reverie.engine.plan import Pass, preset_of
 from reverie.engine.request import Request
+from reverie.engine.showing import shown, told
 from reverie.errors import GenerationError
 from reverie.families.base import preconditioned
 from reverie.sampling.guidance import Clock, Conditions, Guidance, Guided, Parts, Weight, guided
 from reverie.sampling.guides import Context, build
+from reverie.sampling.presets import Preset
 from reverie.sampling.tapping import Layout
 from reverie.sampling.wrappers import checked, masked, watched, windowed, windows
 from reverie.types import Cond, Denoise, Predict
 
 if TYPE_CHECKING:
     from reverie.engine.bundle import Model
+    from reverie.engine.steering import Steerer, Steering
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,50 @@ class Picture:
     travelled: float = 0.0
 
 
+class Kit:
+    """A model and the adapters of a request: which of them a prompt asks for, and prompts encoded with them.
+
+    Args:
+        named: whether LoRAs that prompts name are meant for this model.
+    """
+
+    def __init__(self, model: "Model", request: Request, evaluations: int, *, named: bool = True) -> None:
+        self._model, self._request, self._named = model, request, named
+        self.equipment = Equipment(model, request, evaluations)
+        self._steerer: Steerer | None = None
+        self._encoders: dict[tuple[Attachment, ...], Encoder] = {}
+
+    def attachments(self, text: str) -> tuple[Attachment, ...]:
+        """The LoRAs of the request, and those that a prompt names."""
+        return self.equipment.attachments(networks_of(self._request, text) if self._named else ())
+
+    def encoder(self, attachments: tuple[Attachment, ...]) -> Encoder:
+        """One for each set of LoRAs."""
+        if attachments not in self._encoders:
+            self._encoders[attachments] = Encoder(self._model, self._request, self.equipment, attachments)
+        return self._encoders[attachments]
+
+    def steering(self, width: int, height: int) -> "Steering | None":
+        """What steers a drawing of so many pixels; None where the request names no pictures that do."""
+        if not self._request.controls and not self._request.image_prompts:
+            return None
+        if self._steerer is None:
+            from reverie.engine.steering import Steerer
+
+            self._steerer = Steerer(self._model, self._request)
+        return self._steerer.at(width, height)
+
+    def used(self) -> dict[str, str]:
+        """SHA-256 of the adapters that were used, by kind and name."""
+        return self.equipment.used | (self._steerer.used if self._steerer else {})
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """A resolved request and everything that its pictures share.
 
     Attributes:
+        kits: the adapters of the request, for each model that draws.
         tell: is told every x0.
     """
 
@@ -54,7 +98,7 @@ class Job:
     request: Request
     canvas: Canvas | None
     passes: tuple[Pass, ...]
-    encoder: Encoder
+    kits: "Mapping[Model, Kit]"
     tell: Callable[[Tensor], None]
 
 
@@ -67,12 +111,30 @@ class Beginning:
         known: like it, scaled latents of the picture that is drawn over.
         mask: `(1, 1, h, w)`, 1 where it is drawn.
         channels: `(B, C', h, w)`, what the network sees beside `x`.
+        told: `(B, V)` each, what it is told beside the prompt and beside the negative prompt.
     """
 
     noise: Tensor
     known: Tensor | None = None
     mask: Tensor | None = None
     channels: Tensor | None = None
+    told: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Where a pass has come to, for the next one to go on.
+
+    Attributes:
+        x: `(B, C, h, w)`, in units of sigma.
+        latents: the same, scaled.
+        noise: what the pass draws from.
+    """
+
+    x: Tensor
+    latents: Tensor
+    begun: Beginning
+    noise: Noises
 
 
 @torch.no_grad()
@@ -82,11 +144,11 @@ def drawn(job: Job, group: Sequence[Picture]) -> tuple[Tensor, Tensor]:
     Raises:
         GenerationError: the mathematics failed.
     """
-    latents: Tensor | None = None
+    sample: Sample | None = None
     for run in job.passes:
-        latents = _pass(job, group, run, latents)
-    assert latents is not None
-    return latents, finished(job, latents)
+        sample = _pass(job, group, run, sample)
+    assert sample is not None
+    return sample.latents, finished(job, sample.latents)
 
 
 def finished(job: Job, latents: Tensor) -> Tensor:
@@ -103,34 +165,51 @@ def finished(job: Job, latents: Tensor) -> Tensor:
     return pixels.permute(0, 2, 3, 1).contiguous()
 
 
-def _pass(job: Job, group: Sequence[Picture], run: Pass, before: Tensor | None) -> Tensor:
-    """One run of a sampler; `before` are the latents of the first pass, where this is the second."""
-    model, request, parts = job.model, job.request, job.model.parts
-    factor, preset = parts.vae.config.factor, preset_of(request)
-    shape = (parts.vae.config.latent_channels, run.height // factor, run.width // factor)
+def _pass(job: Job, group: Sequence[Picture], run: Pass, before: Sample | None) -> Sample:
+    """One run of a sampler."""
+    request, process, config = job.request, run.model.parts.process, job.model.parts.vae.config
+    factor, preset = config.factor, preset_of(request)
+    shape = (config.latent_channels, run.height // factor, run.width // factor)
     own, rows = [_travelling(picture) for picture in group], [picture.place for picture in group]
-    noise = noises(request, preset, own, rows, shape, model.device, factor)
+    if before is None or run.after == "enlarged":
+        noise = noises(request, preset, own, rows, shape, job.model.device, factor)
+    else:
+        noise = before.noise
     begun = _beginning(job, run, noise, before)
     if run.steps == 0:
         assert begun.known is not None
-        return begun.known
-    sigma = float(run.sigmas[0])
-    if run.over and begun.known is not None:
-        x = parts.process.noised(begun.known, begun.noise, begun.noise.new_tensor(sigma))
-    else:
-        x = latent_space.start(begun.noise, sigma, parts.process, preset, run.sampler, run.base)
+        return Sample(begun.known, begun.known, begun, noise)
+    x = before.x if before and run.after == "sample" else _started(run, begun, preset)
     denoise, unconditional = _denoiser(job, group, run, begun)
+    if run.then is not None:
+        begun_then = _beginning(job, run.then, noise, Sample(x, x, begun, noise))
+        other = _denoiser(job, group, run.then, begun_then)
+        start = float(run.then.sigmas[0])
+        denoise, unconditional = (switched(*both, start) for both in zip((denoise, unconditional), other, strict=True))
     options = dict(run.options)
     if run.sampler.unconditional:
         options["unconditional"] = unconditional
     on_the_way: Any = noise
     if run.sampler.brownian:
-        on_the_way = brownian(request, preset, own, rows, shape, model.device, run)
-    x = run.sampler.function(denoise, x, run.sigmas, noise=on_the_way, process=parts.process, **options)
-    latents = latent_space.end(x, float(run.sigmas[-1]), parts.process, run.sampler)
+        on_the_way = brownian(request, preset, own, rows, shape, job.model.device, run)
+    x = run.sampler.function(denoise, x, run.sigmas, noise=on_the_way, process=process, **options)
+    latents = latent_space.end(x, float(run.sigmas[-1]), process, run.sampler)
     if begun.mask is not None and begun.known is not None:  # samplers may end above 0, and the picture has no noise
         latents = torch.where(begun.mask > 0, latents, begun.known)
-    return latents
+    return Sample(x, latents, begun, noise)
+
+
+def switched(first: Denoise, second: Denoise, start: float) -> Denoise:
+    """What answers as `first` above a noise level, and as `second` from there on."""
+    return lambda x, sigma: (first if sigma > start * (1 + 1e-6) else second)(x, sigma)
+
+
+def _started(run: Pass, begun: Beginning, preset: Preset) -> Tensor:
+    """The first sample: the picture under noise, or noise alone."""
+    sigma, process = float(run.sigmas[0]), run.model.parts.process
+    if run.over and begun.known is not None:
+        return process.noised(begun.known, begun.noise, begun.noise.new_tensor(sigma))
+    return latent_space.start(begun.noise, sigma, process, preset, run.sampler, run.base)
 
 
 def _travelling(picture: Picture) -> Request:
@@ -141,11 +220,28 @@ def _travelling(picture: Picture) -> Request:
     return picture.own.model_copy(update={"variation_seed": travel.seed, "variation_strength": picture.travelled})
 
 
-def _beginning(job: Job, run: Pass, noise: Noises, before: Tensor | None) -> Beginning:
-    """The picture under the noise, its mask, and further channels; draws are in the order of diffusers' pipelines."""
+def _beginning(job: Job, run: Pass, noise: Noises, before: Sample | None) -> Beginning:
+    """The picture under the noise, its mask, and what the network sees and is told besides."""
+    channels, vectors = shown(run, job.request, job.canvas, noise), told(run, job.request, noise)
+    if before is None:
+        begun = _first(job, run, noise)
+    elif run.after == "enlarged":
+        begun = Beginning(noise(), known=enlarged(job.model, before.latents, run, job.request))
+    elif run.after == "latents":
+        begun = Beginning(noise(), before.latents, before.begun.mask)
+    else:
+        begun = replace(before.begun, channels=None)
+    count = len(begun.noise)
+    if channels is not None:
+        begun = replace(begun, channels=channels.expand(count, -1, -1, -1))
+    if vectors is None:
+        return replace(begun, told=None)
+    return replace(begun, told=(vectors[0].expand(count, -1), vectors[1].expand(count, -1)))
+
+
+def _first(job: Job, run: Pass, noise: Noises) -> Beginning:
+    """Of the first pass; draws are in the order of diffusers' pipelines."""
     model, request, canvas, parts = job.model, job.request, job.canvas, job.model.parts
-    if before is not None:
-        return Beginning(noise(), known=enlarged(model, before, run, request))
     if canvas is None:
         return Beginning(noise())
     pixels, hole = canvas.source().to(model.device), canvas.drawn()
@@ -203,12 +299,15 @@ def enlarged(model: "Model", before: Tensor, run: Pass, request: Request) -> Ten
 
 def _denoiser(job: Job, group: Sequence[Picture], run: Pass, begun: Beginning) -> tuple[Denoise, Denoise]:
     """What the sampler asks, and what it asks for the negative prompt alone (CFG++)."""
-    model, parts, request = job.model, job.model.parts, job.request
-    network = model.network("unet", request.seamless)
-    predict = preconditioned(
-        network, parts.process, parts.parameterisation, model.dtype, told=run.told,
-        guidance=run.guidance_scale if parts.guidance_told else None,
+    model, parts, request = run.model, run.model.parts, job.request
+    kit, clock = job.kits[model], Clock.of(run.path)
+    make = partial(
+        preconditioned, process=parts.process, parameterisation=parts.parameterisation, dtype=model.dtype,
+        told=run.told, guidance=run.guidance_scale if parts.guidance_told else None,
     )  # fmt: skip
+    attachments = kit.attachments(_words(group[0].own, run).prompt)
+    network = model.network("unet", request.seamless)
+    predict = kit.equipment.predicting(network, attachments, clock, make)
     denoise, unconditional = _answering(job, group, run, begun, predict)
     if begun.mask is not None and begun.known is not None:
         # what starts from noise alone has no picture under it yet
@@ -223,14 +322,20 @@ def _answering(
     job: Job, group: Sequence[Picture], run: Pass, begun: Beginning, predict: Predict
 ) -> tuple[Denoise, Denoise]:
     """Guided answers, and those for the negative prompt alone; of the whole picture or window by window."""
-    request, parameterisation = job.request, job.model.parts.parameterisation
+    request, parameterisation = job.request, run.model.parts.parameterisation
     guidance = _guidance(job, run)
-    at, clock = _conditions(job, group, run, guidance), Clock.of(run.sigmas)
+    at, clock = _conditions(job, group, run, guidance), Clock.of(run.path)
+    if begun.told is not None:
+        at = cache(partial(_telling, at, begun.told))
+    steering = job.kits[run.model].steering(run.width, run.height)
 
     def within(rows: slice, columns: slice) -> Guided:
         seen = None if begun.channels is None else begun.channels[..., rows, columns]
         conditions = at if seen is None else cache(lambda index: _seeing(at(index), seen))
-        return guided(predict, conditions, guidance, clock, parameterisation)
+        if steering is None:
+            return guided(predict, conditions, guidance, clock, parameterisation)
+        steered = steering.wrapped(predict, run, clock, rows, columns)
+        return guided(steered, cache(lambda i: steering.told(conditions(i))), guidance, clock, parameterisation)
 
     if request.tiles is None:
         whole = within(slice(None), slice(None))
@@ -243,7 +348,7 @@ def _answering(
 
 
 def _guidance(job: Job, run: Pass) -> Guidance:
-    request, parts = job.request, job.model.parts
+    request, parts = job.request, run.model.parts
     # a network that is told the scale needs no second evaluation to be guided
     scale = 1.0 if parts.guidance_told else run.guidance_scale
     weight = Weight(scale, request.guidance_curve, start=request.guidance_start, end=request.guidance_end)
@@ -258,15 +363,16 @@ def _guidance(job: Job, run: Pass) -> Guidance:
 
 def _conditions(job: Job, group: Sequence[Picture], run: Pass, guidance: Guidance) -> Callable[[int], Conditions]:
     """The conditions of every step, each made once."""
-    first_steps = job.passes[0].steps
-    scripts = [Script(job.encoder, _words(picture.own, run), run, first_steps) for picture in group]
+    kit, first_steps = job.kits[run.model], job.passes[0].whole_steps
+    encoder = kit.encoder(kit.attachments(_words(group[0].own, run).prompt))
+    scripts = [Script(encoder, _words(picture.own, run), run, first_steps) for picture in group]
     travel = job.request.travel
     ends = None
     if travel and (travel.prompt is not None or travel.negative_prompt is not None):
         own = _words(job.request, run)
         words = Words(own.prompt if travel.prompt is None else travel.prompt,
                       own.negative if travel.negative_prompt is None else travel.negative_prompt)  # fmt: skip
-        ends = Script(job.encoder, words, run, first_steps)
+        ends = Script(encoder, words, run, first_steps)
 
     @cache
     def at(index: int) -> Conditions:
@@ -307,18 +413,25 @@ def _on_the_way(start: Conditions, end: Conditions, share: float) -> Conditions:
     return Conditions(mixed(start.positive, end.positive), mixed(start.negative, end.negative))
 
 
+def _each(conditions: Conditions, positive: Callable[[Cond], Cond], negative: Callable[[Cond], Cond]) -> Conditions:
+    return Conditions(
+        tuple((weight, positive(cond)) for weight, cond in conditions.positive),
+        tuple((weight, negative(cond)) for weight, cond in conditions.negative),
+        None if conditions.empty is None else negative(conditions.empty),
+    )
+
+
+def _telling(at: Callable[[int], Conditions], vectors: tuple[Tensor, Tensor], index: int) -> Conditions:
+    """The conditions of a network that is told more than the prompt."""
+    positive, negative = vectors
+    return _each(at(index), lambda cond: replace(cond, vector=positive), lambda cond: replace(cond, vector=negative))
+
+
 def _seeing(conditions: Conditions, channels: Tensor) -> Conditions:
     """The conditions of a network that sees more than `x`; without the picture it sees zeros (instruct-pix2pix)."""
 
     def seen(cond: Cond) -> Cond:
         return replace(cond, channels=channels)
 
-    def each(parts: Parts) -> Parts:
-        return tuple((weight, seen(cond)) for weight, cond in parts)
-
-    return Conditions(
-        each(conditions.positive),
-        each(conditions.negative),
-        None if conditions.empty is None else seen(conditions.empty),
-        replace(conditions.negative[0][1], channels=torch.zeros_like(channels)),
-    )
+    blind = replace(conditions.negative[0][1], channels=torch.zeros_like(channels))
+    return replace(_each(conditions, seen, seen), image_negative=blind)

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from reverie.diffusion.noise import picture_seeds
 from reverie.engine.canvas import Canvas, prepare
-from reverie.engine.conditions import Encoder, words_of
-from reverie.engine.drawing import Job, Picture, drawn
+from reverie.engine.conditions import networks_of, words_of
+from reverie.engine.drawing import Job, Kit, Picture, drawn
 from reverie.engine.memory import frugally
-from reverie.engine.plan import Pass, plan, preset_of, second_plan
+from reverie.engine.plan import Pass, plan, preset_of, refined, second_plan
 from reverie.engine.request import Request
-from reverie.engine.resolve import resolve
+from reverie.engine.resolve import draws_over, resolve
 
 if TYPE_CHECKING:
     from reverie.engine.bundle import Model
@@ -34,7 +34,7 @@ class Result:
         pixels: `(N, H, W, 3)` float32 in [0, 1], before rounding to bytes.
         latents: `(N, C, h, w)` float32, scaled as the U-Net sees them.
         request: the request with every default made explicit, the seed too.
-        model: the source and hash of the model.
+        model: name, source, family and hash of the model, and the hash of the one that took over.
         own: for each picture the request that draws it alone, its wildcards decided.
     """
 
@@ -107,7 +107,7 @@ def batches(
     from reverie.engine.image import fingerprint
 
     scale = model.upscaler(request.upscaler).scale if request.upscaler not in {None, "none"} else 1
-    canvas = prepare(request, model.parts.vae.config.factor, scale)
+    canvas = prepare(request, model.parts.vae.config.factor, scale) if draws_over(model, request) else None
     passes = _passes(model, request, canvas)
     groups = _grouped(request, passes, pictures_of(request))
     done, total = 0, sum(run.evaluations for run in passes) * len(groups)
@@ -121,12 +121,21 @@ def batches(
         if watch:
             watch(done, total, x0)
 
-    job = Job(model, request, canvas, passes, Encoder(model, request), tell)
+    models = {each.model for run in passes for each in (run, run.then) if each is not None}
+    asked = sum(run.evaluations for run in passes) * len(groups)
+    kits = {
+        each: Kit(each, request if each is model else _bare(request), asked, named=each is model) for each in models
+    }
+    job = Job(model, request, canvas, passes, kits, tell)
+    made_by = fingerprint(model)
+    if request.refine is not None:
+        made_by |= {"refiner_hash": fingerprint(model.successor(request.refine.model))["hash"]}
     for group in groups:
         own = (picture.own for picture in group)
         for part in _halved(job, group):
             latents, pixels = part
-            yield Result(pixels, latents.cpu(), request, fingerprint(model), tuple(islice(own, len(pixels))))
+            used = made_by | kits[model].used()
+            yield Result(pixels, latents.cpu(), request, used, tuple(islice(own, len(pixels))))
 
 
 def _passes(model: "Model", request: Request, canvas: Canvas | None) -> tuple[Pass, ...]:
@@ -139,7 +148,8 @@ def _passes(model: "Model", request: Request, canvas: Canvas | None) -> tuple[Pa
     )
     first = plan(model, request, size, over=not from_noise)
     second = second_plan(model, request, first)
-    return (first,) if second is None else (first, second)
+    last = refined(model, request, second or first)
+    return last if second is None else (first, *last)
 
 
 def _grouped(request: Request, passes: tuple[Pass, ...], pictures: list[Picture]) -> list[list[Picture]]:
@@ -158,8 +168,15 @@ def _grouped(request: Request, passes: tuple[Pass, ...], pictures: list[Picture]
 
 
 def _like(one: Request, other: Request) -> bool:
-    """Whether two pictures' prompts have as many parts, with equal weights."""
-    return one.prompt == other.prompt or "AND" not in one.prompt + other.prompt
+    """Whether two pictures' prompts have as many parts, with equal weights, and name the same LoRAs."""
+    if one.prompt == other.prompt:
+        return True
+    return "AND" not in one.prompt + other.prompt and networks_of(one, one.prompt) == networks_of(other, other.prompt)
+
+
+def _bare(request: Request) -> Request:
+    """A request without adapters, for a model that takes over: they were made for the other one."""
+    return request.model_copy(update={"loras": (), "embeddings": (), "controls": (), "image_prompts": ()})
 
 
 def _halved(job: Job, group: list[Picture]) -> Iterator[tuple[Tensor, Tensor]]:

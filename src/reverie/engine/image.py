@@ -1,8 +1,6 @@
-"""Pictures as files: rounding, saving them whole or not at all with what made them, hashes."""
+"""Pictures as files: rounding, saving them whole or not at all with what made them."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from torch import Tensor
 
 from reverie.checkpoint.save import write_atomically
 from reverie.engine.bundle import Model, bundled_path
+from reverie.engine.hashes import hash_paths
 from reverie.engine.metadata import a1111, own
 from reverie.engine.metadata.containers import OWN, PARAMETERS, save_parameters
 from reverie.engine.request import Request
@@ -106,27 +105,10 @@ def fingerprint(model: Model) -> dict[str, str]:
     return {"name": name, "source": source, "family": model.parts.identity.family, "hash": hash_paths(files)}
 
 
-def hash_paths(files: Sequence[Path]) -> str:
-    """SHA-256 of files as they are now; read again only when size or time have changed."""
-    return hash_files(tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
-
-
-@cache
-def hash_files(files: tuple[tuple[str, int, int], ...]) -> str:
-    """SHA-256 of one file, or of the SHA-256s of several one after another; `files` are (path, size, mtime)."""
-    digests = []
-    for path, _, _ in files:
-        with Path(path).open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256"))
-    if len(digests) == 1:
-        return digests[0].hexdigest()
-    return hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest()
-
-
 def _picture_hashes(request: Request) -> dict[str, str]:
     """SHA-256 of the pictures that a request begins with, by field; of those that are still there."""
     found = {}
-    for name in ("image", "mask"):
+    for name in ("image", "mask", "depth"):
         value = getattr(request, name)
         if value is None:
             continue

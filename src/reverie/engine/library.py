@@ -19,7 +19,7 @@ from typing import Any
 
 from reverie.checkpoint.hub import NAME, cache_folder
 from reverie.checkpoint.save import write_json
-from reverie.engine.image import hash_files
+from reverie.engine.hashes import hash_files
 from reverie.errors import CheckpointError, ConfigError, OutputError, RequestError
 from reverie.families.detect import open_checkpoint
 
@@ -38,6 +38,16 @@ OTHERS = {
     "clip", "clip_vision", "text_encoders", "upscale_models", "esrgan", "realesrgan", "hypernetworks", "codeformer",
     "gfpgan", "ip_adapter", "t2i_adapter", "style_models", "gligen", "photomaker", "deepbooru", "karlo", "blobs",
 }  # fmt: skip
+# Folders of adapters, by what is in them; beside a program's models or below its first folder.
+ADAPTERS: Mapping[str, frozenset[str]] = {
+    "LoRA": frozenset({"lora", "loras", "lycoris"}),
+    "embedding": frozenset({"embedding", "embeddings"}),
+    "control net": frozenset({"controlnet", "t2i_adapter"}),
+    "IP-Adapter": frozenset({"ipadapter", "ip_adapter", "ip_adapters", "controlnet"}),
+    "image encoder": frozenset({"clip_vision", "image_encoder", "image_encoders"}),
+}
+ADAPTER_ENDINGS = (*ENDINGS, ".pt", ".bin", ".png", ".webp")
+ABOVE = 3  # folders above a model in which its program's other folders may be
 DEEPEST = 8  # folders below the first
 HASH = re.compile(r"[0-9a-f]{8,64}")
 SHORT = 10  # digits of a hash that people write
@@ -152,6 +162,21 @@ class Library:
         pull = f"; reverie models pull {name} fetches it from the hub" if NAME.fullmatch(name) else ""
         raise RequestError(f"no model {name!r}: no such path, and none of that name; {hint}{pull}")
 
+    def folders_for(self, kind: str, model: Path | None = None) -> list[Path]:
+        """The folders where adapters of a kind are, one of `ADAPTERS`: of the library, and around a model."""
+        above = () if model is None else (model.resolve(), *model.resolve().parents[:ABOVE])
+        roots = dict.fromkeys((*self.folders, *above))
+        places = (place for root in roots for place in (root, root / "models"))
+        found = [path for place in places for path in _children(place) if path.name.lower() in ADAPTERS[kind]]
+        plain = [folder for folder in self.folders if not any(folder in path.parents for path in found)]
+        return list(dict.fromkeys((*found, *plain)))
+
+    def adapters(self, kind: str, model: Path | None = None) -> list[Path]:
+        """Every adapter of a kind in folders that are named for it; see `folders_for`."""
+        folders = [path for path in self.folders_for(kind, model) if path.name.lower() in ADAPTERS[kind]]
+        found = (path for folder in folders for path in sorted(folder.rglob("*")))
+        return [path for path in found if path.suffix.lower() in ADAPTER_ENDINGS and path.is_file()]
+
     def _by_hash(self, models: list[Found], digits: str, progress: Progress | None) -> Path:
         known = [model for model in models if model.sha256.startswith(digits)]
         chosen = known or [model for model in models if len(digits) == 8 and _old_hash(model.path) == digits]
@@ -187,6 +212,13 @@ class Library:
         with suppress(OSError, OutputError):  # a memory that cannot be written is only slower
             self.memory.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.memory, self._known)
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:  # not there, or not to be read
+        return []
 
 
 def weight_paths(path: Path) -> list[Path]:

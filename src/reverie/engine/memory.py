@@ -3,6 +3,7 @@
 import gc
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -18,6 +19,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in SIGNS)
+
+
+def available(device: torch.device) -> int:
+    """Bytes of memory that are free, or would be if caches gave way; 0 where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        return 1024 * int(next(line.split()[1] for line in lines if line.startswith("MemAvailable:")))
+    except (OSError, ValueError, StopIteration):
+        return 0
 
 
 def frugally(what: str, ways: Sequence[tuple[str, Callable[[], T]]]) -> T:

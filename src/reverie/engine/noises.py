@@ -15,8 +15,12 @@ from reverie.sampling.presets import Preset
 class Noises(Protocol):
     """What the engine draws from: each call the next standard normal `(B, C, h, w)`."""
 
-    def before(self) -> Tensor:
-        """A draw ahead of the first: diffusers samples a picture's latents with the same generator."""
+    def before(self, shape: Sequence[int] | None = None) -> Tensor:
+        """A draw ahead of the first: diffusers samples a picture's latents with the same generator.
+
+        Args:
+            shape: of one picture's; that of its latents if None.
+        """
 
     def __call__(self) -> Tensor:
         """The next; the first is what the picture starts from."""
@@ -36,13 +40,13 @@ class SharedNoise:
         self, seed: int, count: int, rows: Sequence[int], shape: Sequence[int], device: torch.device, *,
         rng: str, restarted: bool,
     ) -> None:  # fmt: skip
-        self._shape, self._rows = (count, *shape), list(rows)
+        self._shape, self._rows, self._count = (count, *shape), list(rows), count
         self._draw = stream(seed, rng, device)  # type: ignore[arg-type]
         self._restart = (seed + (device.type == "cpu"), device) if restarted else None
 
-    def before(self) -> Tensor:
+    def before(self, shape: Sequence[int] | None = None) -> Tensor:
         """The next, whatever comes after."""
-        return self._draw(self._shape)[self._rows]
+        return self._draw(self._shape if shape is None else (self._count, *shape))[self._rows]
 
     def __call__(self) -> Tensor:
         """The next `(B, C, h, w)`."""
@@ -84,7 +88,7 @@ def brownian(
     device: torch.device, run: Pass,
 ) -> Callable[[float, float], Tensor]:  # fmt: skip
     """Brownian noise for the SDE samplers, between the ends of the pass."""
-    levels = [sigma for sigma in run.sigmas.tolist() if sigma > 0]
+    levels = [sigma for sigma in run.path.tolist() if sigma > 0]
     rng = request.rng or "cpu"
     if preset.seeds == "batch":
         whole = BrownianNoise([request.seed or 0], (request.count, *shape), device, levels[-1], levels[0], rng=rng)

@@ -1,48 +1,16 @@
 """The request: every field that decides a picture. Flags, metadata and documentation are derived from it."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
+from reverie.engine.extras import Control, ImagePrompt, Lora
+from reverie.engine.fields import Fields, Pixels, Settings
 from reverie.errors import RequestError
 
 MAX_SEED = 2**63 - 1
-Pixels = Annotated[int, Field(ge=8, le=8192)]
-Number = float | int | bool | str
-
-
-class Fields(BaseModel):
-    """A frozen group of fields; an unknown one is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-def number(text: str) -> Number:
-    """A value as it is written: `3`, `0.5`, `true`, or a word."""
-    if text.lower() in {"true", "false"}:
-        return text.lower() == "true"
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def settings(written: Any) -> Any:
-    """`"a=1,b=x"` or `["a=1", "b=x"]` -> `{"a": 1, "b": "x"}`; anything else is left to pydantic."""
-    if isinstance(written, str):
-        written = [written]
-    if not isinstance(written, list | tuple):
-        return written
-    pairs = [part.partition("=") for text in written for part in str(text).split(",") if part.strip()]
-    for key, equals, _ in pairs:
-        if not equals or not key.strip():
-            raise ValueError("expected setting=value")
-    return {key.strip(): number(value.strip()) for key, _, value in pairs}
-
-
-Settings = Annotated[dict[str, Number], BeforeValidator(settings)]
+HANDED_OVER = 0.8  # share of the noise schedule: SDXL's refiner knows the last 200 of 1000 timesteps
 
 
 class Guide(Fields):
@@ -62,11 +30,25 @@ class Guide(Fields):
 
 
 def _several(value: Any) -> Any:
-    return (value,) if isinstance(value, str | dict | Guide) else value
+    return (value,) if isinstance(value, str | dict | Fields) else value
 
 
 def _numbers(value: Any) -> Any:
     return tuple(part for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _pair(value: Any) -> Any:
+    """`"1024x768"` -> `("1024", "768")`; anything else is left to pydantic."""
+    if not isinstance(value, str):
+        return value
+    parts = value.lower().replace(",", "x").split("x")
+    if len(parts) != 2:
+        raise ValueError("expected two numbers of pixels, as in 1024x768")
+    return tuple(part.strip() for part in parts)
+
+
+Coordinate = Annotated[int, Field(ge=0, le=65536)]
+Pair = Annotated[tuple[Coordinate, Coordinate] | None, BeforeValidator(_pair)]
 
 
 class Extend(Fields):
@@ -94,6 +76,38 @@ class Hires(Fields):
     guidance_scale: float | None = Field(None, ge=0, le=100, description="guidance scale of the second pass")
     prompt: str | None = Field(None, description="prompt of the second pass; as the first if absent")
     negative_prompt: str | None = Field(None, description="negative prompt of the second pass")
+
+
+class Micro(Fields):
+    """What SDXL is told of a picture's sizes, in pixels across and down (diffusers takes them down and across)."""
+
+    original_size: Pair = Field(None, description="WIDTHxHEIGHT before scaling; a small one draws blurred")
+    crop: Pair = Field(None, description="LEFTxTOP, what was cut off; 0x0, nothing, if absent")
+    target_size: Pair = Field(None, description="WIDTHxHEIGHT after scaling and cutting")
+    aesthetic_score: float | None = Field(None, ge=0, le=10, description="told to the refiner; 6 if absent")
+    negative_original_size: Pair = Field(None, description="the same for the negative prompt")
+    negative_crop: Pair = Field(None, description="the same for the negative prompt")
+    negative_target_size: Pair = Field(None, description="the same for the negative prompt")
+    negative_aesthetic_score: float | None = Field(
+        None, ge=0, le=10, description="the same for the negative prompt; 2.5 if absent"
+    )
+
+
+class Refine(Fields):
+    """A second model of the same latents that takes over: before the noise is gone, or once the picture is drawn."""
+
+    model: str = Field(description="its file or folder, its name or the digits of its hash")
+    at: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the noise schedule after which it goes on with the sample; 0.8 if absent",
+    )
+    strength: float | None = Field(
+        None, gt=0, le=1, description="instead of `at`: how much of the finished picture it draws over"
+    )
+    steps: int | None = Field(None, ge=1, le=1000, description="with `strength`: its steps; as before if absent")
+    guidance_scale: float | None = Field(None, ge=0, le=100, description="its guidance scale; as before if absent")
 
 
 class Travel(Fields):
@@ -201,8 +215,29 @@ class Request(Fields):
     )
     keep_unmasked: bool = Field(True, description="put the original pixels back outside the mask")
     extend: Extend | None = Field(None, description="outpainting")
+    depth: str | None = Field(
+        None, description="picture of the depth, near is white: a file or a data: URL; for models that are shown depth"
+    )
+    noise_level: int | None = Field(
+        None, ge=0, le=999, description="noise on the picture that an upscaler (20) or an unCLIP model (0) is shown"
+    )
+    # adapters
+    loras: Annotated[tuple[Lora, ...], BeforeValidator(_several)] = Field(
+        (), description="FILE:0.8, LoRAs and their kin; a prompt may name them, too: <lora:name:0.8>"
+    )
+    embeddings: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
+        (), description="textual inversions: FILE, called by its name in prompts, or WORD=FILE"
+    )
+    controls: Annotated[tuple[Control, ...], BeforeValidator(_several)] = Field(
+        (), description="ControlNets and T2I-Adapters: canny:PICTURE:1.0:0:0.8, kind, picture, strength, start, end"
+    )
+    image_prompts: Annotated[tuple[ImagePrompt, ...], BeforeValidator(_several)] = Field(
+        (), description="pictures that say what to draw (IP-Adapter): PICTURE:0.6:adapter=FILE"
+    )
     # more than one pass, more than one picture
+    sizes: Micro | None = Field(None, description="sizes told to SDXL")
     hires: Hires | None = Field(None, description="hires fix")
+    refine: Refine | None = Field(None, description="refiner")
     tiles: Tiles | None = Field(None, description="tiled diffusion")
     travel: Travel | None = Field(None, description="frames to another prompt or seed")
     encoding: Literal["sample", "mean"] | None = Field(
@@ -234,9 +269,28 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     if first["type"] == "extra_forbidden":
         import difflib
 
-        near = difflib.get_close_matches(name, kind.model_fields, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f"; fields are {', '.join(kind.model_fields)}"
+        *groups, last = first["loc"]
+        fields = _within(kind, groups).model_fields
+        near = difflib.get_close_matches(str(last), fields, n=1)
+        there = f"; fields of {groups[0]} are" if groups else "; fields are"
+        hint = f"; did you mean {near[0]}?" if near else f"{there} {', '.join(fields)}"
         return f"unknown field {name!r}{hint}"
     message = first["msg"][0].lower() + first["msg"][1:]
     found = repr(first["input"])
     return f"{name} is {found if len(found) <= 80 else found[:77] + '...'}: {message}"
+
+
+def _within(kind: type[BaseModel], groups: Sequence[int | str]) -> type[BaseModel]:
+    """The group of fields that stands at a place in a model: `["loras", 0]` -> `Lora`."""
+    for name in groups:
+        if isinstance(name, str) and name in kind.model_fields:
+            kind = next(_groups(kind.model_fields[name].annotation), kind)
+    return kind
+
+
+def _groups(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The groups of fields that a type is made of."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _groups(inner)

@@ -3,11 +3,16 @@
 import secrets
 from typing import TYPE_CHECKING, Any
 
+from reverie.diffusion.process import FlowProcess
 from reverie.diffusion.spacing import SPACINGS
+from reverie.engine.equipment import hinted
 from reverie.engine.latents import check_size
 from reverie.engine.plan import preset_of
 from reverie.engine.request import MAX_SEED, Request
+from reverie.engine.showing import SHOWN
+from reverie.engine.sources import read_picture
 from reverie.errors import RequestError
+from reverie.families.base import Parts
 from reverie.sampling.names import label_options
 from reverie.sampling.names import resolve as named
 from reverie.sampling.presets import chosen_spacing
@@ -23,16 +28,21 @@ def resolve(model: "Model", request: Request) -> Request:
     Raises:
         RequestError: an unknown sampler or spacing, a size the network cannot draw, fields that do not go together.
     """
-    defaults = model.parts.defaults
+    request = hinted(model, request)
+    defaults, over = model.parts.defaults, draws_over(model, request)
     chosen: dict[str, Any] = {
         name: getattr(defaults, name)
         for name in ("steps", "guidance_scale", "upscaler")
         if getattr(request, name) is None
     }
-    if request.image is None:  # with one, its own size counts
+    if model.parts.identity.variant == "x4-upscaler" and request.image is not None:
+        chosen |= _enlarged(model, request)
+    elif not over:  # with a picture, its own size counts
         chosen |= {name: getattr(defaults, name) for name in ("width", "height") if getattr(request, name) is None}
     elif request.mask_area == "masked":
         chosen |= {name: getattr(request, name) or getattr(defaults, name) for name in ("width", "height")}
+    if request.guidance_scale is not None and request.guidance_scale < 1 and _unguided(model, request):
+        chosen["guidance_scale"] = 1.0
     chosen |= _sampling(model, request)
     chosen["dialect"] = DIALECTS.name(request.dialect)
     if request.seed is None:
@@ -41,13 +51,35 @@ def resolve(model: "Model", request: Request) -> Request:
         chosen["variation_seed"] = secrets.randbelow(2**32)
     if request.rng is None:
         chosen["rng"] = preset_of(request).rng
-    if request.image is not None and request.strength is None:
+    if model.parts.augmentation is not None and request.noise_level is None:
+        chosen["noise_level"] = model.parts.augmentation.level
+    if over and request.strength is None:
         chosen["strength"] = 1.0 if request.mask or request.extend else 0.75
-    if request.image is not None and request.encoding is None:
+    if over and request.encoding is None:
         chosen["encoding"] = "sample" if preset_of(request).timesteps == "class" else "mean"
     full = request.model_copy(update=chosen)
     _check(model, full)
     return full
+
+
+def _unguided(model: "Model", request: Request) -> bool:
+    """Whether a scale of 0 means no guidance, as in diffusers and on the cards of distilled models.
+
+    Elsewhere it means the negative prompt alone, as the formula says.
+    """
+    return model.parts.defaults.guidance_scale == 1 or preset_of(request).name == "diffusers"
+
+
+def draws_over(model: "Model", request: Request) -> bool:
+    """Whether the picture that is given is drawn over; some models are shown it instead."""
+    return request.image is not None and model.parts.identity.variant not in SHOWN
+
+
+def _enlarged(model: "Model", request: Request) -> dict[str, Any]:
+    """Width and height of what an upscaler draws: as many pixels for each of the picture's as its latents have."""
+    factor = model.parts.vae.config.factor
+    width, height = read_picture(str(request.image)).size
+    return {"width": request.width or width * factor, "height": request.height or height * factor}
 
 
 def _sampling(model: "Model", request: Request) -> dict[str, Any]:
@@ -70,7 +102,7 @@ def _check(model: "Model", full: Request) -> None:
     last = max(full.seed or 0, full.variation_seed or 0) + full.count - 1
     if last > MAX_SEED:
         raise RequestError(f"seed {full.seed} with count {full.count} goes beyond {MAX_SEED}, the largest seed")
-    if full.image is None or full.mask_area == "masked":
+    if not draws_over(model, full) or full.mask_area == "masked":
         check_size(parts, full.width or 0, full.height or 0)
     else:
         for name in ("width", "height"):
@@ -85,18 +117,85 @@ def _check(model: "Model", full: Request) -> None:
         raise RequestError("seed_width and seed_height go together; give both")
     if full.guidance_start > full.guidance_end:
         raise RequestError(f"guidance starts at {full.guidance_start:g} and ends before, at {full.guidance_end:g}")
-    _check_variant(parts.identity.variant, full)
+    _check_variant(parts, full)
     _check_together(full)
+    told = [parts]
+    if full.refine is not None:
+        other = model.successor(full.refine.model).parts
+        _check_refiner(parts, other, full)
+        told.append(other)
+    _check_sizes(told, full)
 
 
-def _check_variant(variant: str, full: Request) -> None:
+def _check_variant(parts: Parts, full: Request) -> None:
     """Models that see more than noise and words need what they see."""
-    if variant in {"depth", "x4-upscaler", "unclip"}:
-        raise RequestError(f"this is a model of the kind {variant}; it opens, but drawing with it is not here yet")
+    variant, kind = parts.identity.variant, f"this is a model of the kind {parts.identity.variant}"
     if variant in {"pix2pix", "inpaint", "refiner"} and full.image is None:
-        raise RequestError(f"this is a model of the kind {variant}, which starts from a picture; give one with image")
+        raise RequestError(f"{kind}, which starts from a picture; give one with image")
+    if variant == "unclip" and parts.image_encoder is None:
+        raise RequestError(f"{kind}, but the image encoder that it draws after is not in the file; use the whole model")
+    if variant in SHOWN and full.image is None:
+        raise RequestError(f"{kind}, which is shown a picture; give one with image")
     if variant == "inpaint" and full.mask is None and full.extend is None:
         raise RequestError("this model fills masks; give one with mask, or sides to extend")
+    if variant == "depth" and full.depth is None:
+        raise RequestError(
+            f"{kind}, which is shown how far away things are; give a picture of that with depth (near is white): "
+            "it is not estimated from image; `reverie control depth` makes one"
+        )
+    if full.depth is not None and variant != "depth" and full.refine is None:
+        raise RequestError("this model is shown no depth; leave depth out")
+    for name in ("strength", "mask", "extend", "encoding"):
+        if variant in SHOWN and getattr(full, name) is not None:
+            raise RequestError(f"{kind}, which is shown the picture and does not draw it over; leave {name} out")
+    if full.hires and variant in {"pix2pix", "x4-upscaler"}:
+        raise RequestError(f"{kind}, which is shown the picture at one size; leave hires out")
+    most = 0 if parts.augmentation is None else parts.augmentation.most
+    if full.noise_level is not None and (parts.augmentation is None or full.noise_level > most):
+        known = f"it knows levels up to {most}" if parts.augmentation else "it is shown no picture under noise"
+        raise RequestError(f"noise_level is {full.noise_level}, but of this model {known}")
+
+
+def _check_refiner(first: Parts, second: Parts, full: Request) -> None:
+    """Whether one model can go on with what the other has begun."""
+    refine = full.refine
+    assert refine is not None
+    if refine.strength is not None and refine.at is not None:
+        raise RequestError("refine takes over at a place, or draws the finished picture over; give at or strength")
+    if refine.strength is None and refine.steps is not None:
+        raise RequestError(
+            "refine.steps goes with refine.strength; at a place the refiner does the steps that are left"
+        )
+    for who, parts, known in (("model", first, {"", "refiner", "depth", "unclip"}),
+                              ("refiner", second, {"", "refiner", "depth"})):  # fmt: skip
+        if parts.identity.variant not in known:
+            raise RequestError(f"the {who} is of the kind {parts.identity.variant}, which no other model goes on with")
+    shown_depth = "depth" in {first.identity.variant, second.identity.variant}
+    if shown_depth != (full.depth is not None):
+        wanted = "the refiner is shown depth; give" if shown_depth else "neither model is shown depth; leave out"
+        raise RequestError(f"{wanted} depth")
+    if _latents(first) != _latents(second):
+        raise RequestError(
+            f"the refiner ({second.identity.family}) has other latents than the model ({first.identity.family}); "
+            "it must be of the same family"
+        )
+
+
+def _latents(parts: Parts) -> tuple[object, ...]:
+    """What two models must have in common for one to go on with the other's latents."""
+    c = parts.vae.config
+    scale = (c.scaling_factor, c.shift_factor, c.latents_mean, c.latents_std)
+    return c.latent_channels, c.factor, *scale, isinstance(parts.process, FlowProcess)
+
+
+def _check_sizes(told: list[Parts], full: Request) -> None:
+    """Sizes that no model is told are refused."""
+    given = {} if full.sizes is None else full.sizes.model_dump(exclude_none=True)
+    known = {name for parts in told for name in parts.sizes}
+    for name in given:
+        if name.removeprefix("negative_") not in known:
+            which = f"it is told {', '.join(sorted(known))}" if known else "SDXL is told sizes, this model is not"
+            raise RequestError(f"sizes.{name} is not told to this model: {which}")
 
 
 def _check_together(full: Request) -> None:
@@ -112,5 +211,9 @@ def _check_together(full: Request) -> None:
         raise RequestError(
             f"tiles of {full.tiles.size} cannot overlap by {full.tiles.overlap}; make the overlap smaller"
         )
+    if full.depth and full.extend:
+        raise RequestError("depth is of the picture, and extend adds to it; extend the picture first")
+    if full.depth and full.resize != "stretch":
+        raise RequestError(f"resize {full.resize} would move the picture against its depth; leave resize out")
     if full.hires and (full.mask or full.extend):
         raise RequestError("hires draws a whole picture over and would not keep what the mask keeps; do it in two goes")

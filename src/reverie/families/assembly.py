@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from reverie.errors import CheckpointError
-from reverie.families.base import Defaults, Identity, Join, Parts, Tower, own_defaults
+from reverie.families.base import Augmentation, Defaults, Identity, ImageEncoder, Join, Parts, Tower, own_defaults
+from reverie.families.distilled import distilled
 from reverie.families.encoders import MakeRule
 from reverie.families.family import Evidence, Family, Opened
 from reverie.families.json_config import Json
@@ -59,6 +60,9 @@ class Plan:
     guidance_scale: float
     variant: str = ""
     zero_empty: bool = False
+    sizes: tuple[str, ...] = ()
+    augmentation: Augmentation | None = None
+    image_encoder: Callable[[], ImageEncoder | None] | None = None
     tables: str = ""
     network: dict[str, Any] = field(default_factory=dict)
 
@@ -100,6 +104,7 @@ def assemble(opened: Opened, family: Family, plan: Plan) -> Parts:
     Raises:
         CheckpointError: they do not, or a tensor is missing, too many or of another shape.
     """
+    plan = in_few_steps(opened, plan)
     vae = _vae(opened.pieces["vae"], plan.scale)
     network = opened.pieces[family.network].changed(**plan.network).build()
     assert isinstance(network, UNet | MMDiT)
@@ -120,6 +125,32 @@ def assemble(opened: Opened, family: Family, plan: Plan) -> Parts:
         towers=tuple(_tower(opened, use) for use in plan.uses),
         unet=network, vae=vae, process=schedule.process, parameterisation=schedule.parameterisation,
         defaults=own_defaults(defaults, opened.own.get("defaults", {})), join=plan.join, zero_empty=plan.zero_empty,
+        sizes=plan.sizes, augmentation=plan.augmentation, image_encoder=plan.image_encoder and plan.image_encoder(),
+    )  # fmt: skip
+
+
+TOLD_SCALE = 8.0  # of networks that are told the guidance scale: the model card of LCM_Dreamshaper_v7
+
+
+def in_few_steps(opened: Opened, plan: Plan) -> Plan:
+    """The plan of a model that was distilled, where it is one; its folder's own scheduler stays."""
+    found = distilled(opened)
+    if found is None:
+        return plan
+    evidence, scheduler = list(plan.evidence), dict(plan.scheduler)
+    alone = opened.scheduler is None or opened.file is not None
+    if alone and "beta_start" in scheduler:  # those of rectified flow are drawn as their family is
+        scheduler |= found.scheduler
+    if scheduler.get("prediction_type") != plan.scheduler.get("prediction_type"):
+        evidence = [pair for pair in evidence if not pair[0].startswith("prediction ")]
+        evidence.append((f"prediction {scheduler['prediction_type']}", found.why))
+    network = opened.pieces[next(part for part in ("unet", "transformer") if part in opened.pieces)].config
+    told = getattr(network, "guidance_width", 0) > 0
+    how = "told the guidance scale" if told else "without guidance"
+    evidence.append((f"distilled: {found.way.title}, {found.steps} steps, {how}", found.why))
+    return replace(
+        plan, scheduler=scheduler, evidence=tuple(evidence), steps=found.steps, size=found.way.size or plan.size,
+        guidance_scale=TOLD_SCALE if told else 1.0,
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from reverie.diffusion.spacing import SPACINGS, SpacingRules
 from reverie.errors import CheckpointError, RequestError
 from reverie.nets.autoencoder import Autoencoder
 from reverie.nets.clip_text import ClipText
+from reverie.nets.clip_vision import ClipVision
 from reverie.nets.mmdit import MMDiT
 from reverie.nets.t5 import T5Encoder
 from reverie.nets.unet import UNet
@@ -92,6 +93,34 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Augmentation:
+    """Noise on a picture that the denoising network is shown, and whose level it is told.
+
+    Attributes:
+        process: how it enters.
+        level: the timestep where a request does not say.
+        most: the largest that the network knows.
+    """
+
+    process: Process
+    level: int
+    most: int
+
+
+@dataclass(frozen=True, eq=False)
+class ImageEncoder:
+    """What makes of a picture the vector that unCLIP's network is told (Ramesh et al. 2022).
+
+    Attributes:
+        mean, std: `(1, D)`, of embeddings, by which they are standardised while noise is added.
+    """
+
+    module: ClipVision
+    mean: Tensor
+    std: Tensor
+
+
+@dataclass(frozen=True)
 class Sizes:
     """What SDXL is told of a picture's sizes (Podell et al. 2023, section 2.2); the defaults are those of diffusers.
 
@@ -161,6 +190,9 @@ class Parts:
         join: the family's rule for `condition`.
         zero_empty: an absent negative prompt is zeros, not the encoded empty text (diffusers'
             `force_zeros_for_empty_prompt`).
+        sizes: which sizes the network is told, by the fields of a request.
+        augmentation: noise on a picture that the network is shown.
+        image_encoder: of models that are told what a picture shows (unCLIP).
     """
 
     identity: Identity
@@ -172,6 +204,9 @@ class Parts:
     defaults: Defaults
     join: Join
     zero_empty: bool = False
+    sizes: tuple[str, ...] = ()
+    augmentation: Augmentation | None = None
+    image_encoder: ImageEncoder | None = None
 
     @property
     def text_encoder(self) -> ClipText:

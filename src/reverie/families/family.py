@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -14,6 +15,9 @@ from reverie.families.pieces import Kind, Piece, Pieces
 from reverie.families.pieces import Parts as NamedParts
 from reverie.families.single import Sight, TextRule
 from reverie.registry import Registry
+
+if TYPE_CHECKING:
+    from reverie.families.assembly import Plan
 
 Evidence = tuple[str, str]
 
@@ -66,6 +70,7 @@ class Family:
         claims_networks: the same for the networks of a folder.
         open_file: `(file, whether the averaged copy is wanted) -> networks`.
         join_file: config and tensors of networks -> the tensors of a single file; the other way round.
+        plan: how they go together, without building them.
         assemble: the networks, put together.
     """
 
@@ -79,6 +84,7 @@ class Family:
     claims_networks: Callable[[Pieces], str | None]
     open_file: Callable[[WeightFile, bool], Pieces]
     join_file: Callable[[NamedParts], dict[str, Tensor]]
+    plan: "Callable[[Opened], Plan]"
     assemble: Callable[[Opened], Parts]
 
 

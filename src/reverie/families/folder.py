@@ -67,7 +67,7 @@ def open_part(folder: Path, part: str, kind: Kind, variant: str | None = None) -
     config = kind.read(json, {name for file in files for name in file.tensors})
 
     def tensors() -> dict[str, Tensor]:
-        return kind.tidied({name: file.tensor(name) for file in files for name in file.tensors})
+        return kind.tidied({name: file.weight(name) for file in files for name in file.tensors})
 
     paths = tuple(file.path for file in files)
     return Piece(part, kind, config, tensors, paths, f"{part} in {folder}", by_shape=False)

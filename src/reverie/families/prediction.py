@@ -59,6 +59,8 @@ def scheduler_of(
 
 
 def numbers(file: WeightFile, name: str) -> list[float]:
-    """The numbers that a mark of a file holds, as many as there could be latent channels."""
-    values: list[float] = file.tensor(name).flatten()[:MOST_NUMBERS].float().tolist()
-    return values
+    """The numbers that a mark of a file holds, as many as there could be latent channels.
+
+    Each is the shortest decimal that rounds to it in float32: the one that was once written.
+    """
+    return [float(str(value)) for value in file.tensor(name).flatten()[:MOST_NUMBERS].float().numpy()]

@@ -208,6 +208,16 @@ def read_scheduler(json: Mapping[str, Any]) -> Schedule:
     return Schedule(process, parameterisation, sampler, spacing, rules, sampler_options, spacing_options)
 
 
+def noising(json: Mapping[str, Any]) -> Process:
+    """The noise process of a config by which noise is only added: how its class would take it away does not matter.
+
+    Raises:
+        CheckpointError: betas that cannot be.
+    """
+    settings = {key: json.get(key, default) for key, default in BETAS.items()}
+    return Process(_betas(settings, _whole(settings, "num_train_timesteps", 2)))
+
+
 def _error(text: str) -> CheckpointError:
     return CheckpointError(f"scheduler_config.json: {text}")
 

@@ -27,9 +27,10 @@ IGNORED = (
 )  # fmt: skip
 IGNORED_ENDS = (".position_ids", ".logit_scale", ".attn_mask")
 # Networks beside the denoising one that some variants come with.
-BESIDE = {
-    "depth_model.": "a depth estimator", "embedder.": "an image encoder", "noise_augmentor.": "noise for pictures",
-    "low_scale_model.": "noise for small pictures",
+BESIDE = {"depth_model.": "a depth estimator"}
+# What shows some variants a picture, and which folder of diffusers holds the same; those variants read it themselves.
+SHOWING = {
+    "embedder.": "image_encoder", "noise_augmentor.": "image_normalizer", "low_scale_model.": "low_res_scheduler"
 }  # fmt: skip
 TEXT_ROOTS = ("cond_stage_model.", "conditioner.", "text_encoders.")  # of LDM, of Stability's sgm, of ComfyUI
 # Of a U-Net under the names of a diffusers folder.
@@ -131,7 +132,7 @@ def look(header: Header) -> Sight:
 
 def ignored(name: str) -> bool:
     """Whether a tensor is none of a network that draws."""
-    return name.startswith((*IGNORED, *BESIDE)) or name.endswith(IGNORED_ENDS)
+    return name.startswith((*IGNORED, *BESIDE, *SHOWING)) or name.endswith(IGNORED_ENDS)
 
 
 def beside(header: Iterable[str]) -> list[str]:
@@ -239,7 +240,7 @@ def piece_of(
     """
 
     def tensors() -> dict[str, Tensor]:
-        return ours({name: file.tensor(source) for name, source in names.items()})
+        return ours({name: file.weight(source) for name, source in names.items()})
 
     return Piece(part, kind, config, tensors, (file.path,), f"the {kind.title} in {file.path}")
 

@@ -352,7 +352,7 @@ class Answers:
         guidance, together = self._run.guidance, cat(conds)
         maps: dict[str, Tensor] = {}
         taps = recording(guidance.record, maps).with_(guidance.taps).with_(together.taps or Taps())
-        tapping = bool(taps.attention or taps.bypass or taps.skips)
+        tapping = bool(taps.attention or taps.bypass or taps.skips or taps.added or taps.features)
         x = torch.cat([self.x] * len(conds)) if len(conds) > 1 else self.x
         answers = self._run.predict(x, self.sigma, replace(together, taps=taps if tapping else None))
         for i, (cond, answer) in enumerate(zip(conds, answers.chunk(len(conds)), strict=True)):

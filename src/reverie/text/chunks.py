@@ -4,6 +4,7 @@ Every piece is tokenised on its own, so that each id has one weight. A chunk is 
 that fits: CLIP's is BOS, 75 words, EOS and padding. Nothing is ever cut off.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
@@ -101,7 +102,8 @@ def chunked(
     names = _Names(sizes or {}, tokenizer, room)
     tokens: list[Token] = []
     for i, piece in enumerate(section.pieces):
-        tokens += names.found(tokenizer.encode(piece.text), piece.weight, i)
+        for text in names.apart(piece.text):
+            tokens += names.found(tokenizer.encode(text), piece.weight, i)
     if comma_backtrack is None:
         comma_backtrack = round(BACKTRACK * room / (LENGTH - 2))
     rows = SPLITS[split](tokens, tokenizer, room, comma_backtrack)
@@ -149,6 +151,12 @@ class _Names:
                 self._by_first.setdefault(ids[0], []).append((ids, name, size))
         for entries in self._by_first.values():
             entries.sort(key=lambda entry: -len(entry[0]))
+        marked = sorted((n for n in sizes if not (n[0].isalnum() and n[-1].isalnum())), key=len, reverse=True)
+        self._marked = re.compile(f"({'|'.join(map(re.escape, marked))})", re.IGNORECASE) if marked else None
+
+    def apart(self, text: str) -> list[str]:
+        """Cut a text around names like `<cat>`, which the tokenizer would join with what stands beside them."""
+        return self._marked.split(text) if self._marked else [text]
 
     def found(self, ids: Sequence[int], weight: float, piece: int) -> list[Token]:
         """Give the tokens of one piece."""

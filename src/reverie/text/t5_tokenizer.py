@@ -97,6 +97,19 @@ class T5Tokenizer:
         text: str = self._model.decode(known, skip_special_tokens=True)
         return text
 
+    def save(self, folder: Path) -> None:
+        """Write it into a new folder, in the format of transformers.
+
+        Raises OSError where that cannot be written.
+        """
+        folder.mkdir()
+        self._model.save(str(folder / "tokenizer.json"))
+        settings = {
+            "eos_token": EOS, "pad_token": PAD, "unk_token": UNKNOWN, "tokenizer_class": "T5Tokenizer",
+            "model_max_length": self.max_length,
+        }  # fmt: skip
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
 
 @dataclass(frozen=True)
 class _Vocabulary:

@@ -123,6 +123,26 @@ class ClipTokenizer:
         token: str | None = self._model.id_to_token(i)
         return token is not None and token.endswith(WORD_END)
 
+    def save(self, folder: Path) -> None:
+        """Write it into a new folder, in the format of transformers.
+
+        Raises OSError where that cannot be written.
+        """
+        folder.mkdir()
+        self._model.model.save(str(folder))
+        ends = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad, "unk_token": self.eos}
+        named = {name: self._model.id_to_token(i) for name, i in ends.items()}
+        added = {
+            i: {"content": token.content, "special": token.special} | {flag: getattr(token, flag) for flag in _FLAGS}
+            for i, token in self._model.get_added_tokens_decoder().items()
+        }
+        settings = {
+            **named, "added_tokens_decoder": added, "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": self.max_length,
+        }  # fmt: skip
+        for name, content in (("special_tokens_map.json", named), ("tokenizer_config.json", settings)):
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
 
 @dataclass(frozen=True)
 class _Settings:
@@ -280,11 +300,12 @@ def _check_merges(merges: Any, path: Path) -> Merges:
     pairs: Merges = []
     for rank, merge in enumerate(merges if isinstance(merges, list) else [None]):
         parts = merge.split(" ") if isinstance(merge, str) else merge
-        if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(p, str) and p for p in parts):
+        first, second = parts if isinstance(parts, list) and len(parts) == 2 else ("", "")
+        if not (first and second and isinstance(first, str) and isinstance(second, str)):
             raise CheckpointError(
                 f"Merge {rank} of {path} is {merge!r}, expected two texts with one space between: get the file again."
             )
-        pairs.append((parts[0], parts[1]))
+        pairs.append((first, second))
     return pairs
 
 
@@ -354,14 +375,20 @@ def _byte_symbols() -> list[str]:
 
 
 @cache
-def _published(pad: str, max_length: int) -> ClipTokenizer:
-    """Build the published tokenizer; the vocabulary follows from the merges (`SimpleTokenizer.__init__`)."""
+def _published_vocabulary() -> tuple[dict[str, int], Merges]:
+    """Ids and merges; the ids follow from the merges (openai/CLIP simple_tokenizer.py, `SimpleTokenizer`)."""
     merges = _read_merges(MERGES)
     symbols = _byte_symbols()
     ends = [symbol + WORD_END for symbol in symbols]
     texts = [*symbols, *ends, *(first + second for first, second in merges), BOS, EOS]
+    return {text: i for i, text in enumerate(texts)}, merges
+
+
+@cache
+def _published(pad: str, max_length: int) -> ClipTokenizer:
+    """Build the published tokenizer."""
+    vocab, merges = _published_vocabulary()
     named = {name: AddedToken(text, special=True) for name, text in (_DEFAULTS | {"pad_token": pad}).items()}
-    vocab = {text: i for i, text in enumerate(texts)}
     model, ids = _build(vocab, merges, _Settings(named, {}), where="the CLIP vocabulary of this package")
     bos, eos, padding = (ids[name] for name in ("bos_token", "eos_token", "pad_token"))
     return ClipTokenizer(model, bos=bos, eos=eos, pad=padding, max_length=max_length)

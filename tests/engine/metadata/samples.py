@@ -9,7 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from reverie.diffusion.spacing import SPACINGS
-from reverie.engine.request import MAX_SEED, Extend, Guide, Hires, Request, Tiles, Travel
+from reverie.engine.request import MAX_SEED, Extend, Guide, Hires, Micro, Refine, Request, Tiles, Travel
 from reverie.sampling.registry import load_all
 
 A1111 = """\
@@ -88,7 +88,13 @@ options = st.dictionaries(
 samplers = st.sampled_from(sorted(load_all()))
 spacings = st.sampled_from(sorted(SPACINGS))
 maybe_words = st.none() | lines
+pairs = st.none() | st.tuples(st.integers(0, 65536), st.integers(0, 65536))
+scores = st.none() | st.floats(0, 10)
+refiners = st.sampled_from(["xl-refiner", "a [b] c", "x, y"])
 groups: dict[str, st.SearchStrategy[Any]] = {
+    "sizes": st.builds(Micro, original_size=pairs, crop=pairs, negative_target_size=pairs, aesthetic_score=scores),
+    "refine": st.builds(Refine, model=refiners, at=st.floats(0.01, 0.99), guidance_scale=st.none() | scales)
+    | st.builds(Refine, model=refiners, strength=st.floats(0.01, 1), steps=st.none() | st.integers(1, 1000)),
     "extend": st.builds(Extend, left=st.integers(0, 4096)),
     "tiles": st.builds(Tiles, size=pixels),
     "travel": st.builds(Travel, frames=st.integers(2, 1000), prompt=maybe_words, seed=st.none() | seeds),
@@ -119,7 +125,8 @@ fields: dict[str, st.SearchStrategy[Any]] = {
     "strength_steps": st.sampled_from([None, "a1111_fixed"]), "resize": st.sampled_from(["stretch", "crop"]),
     "mask_invert": st.booleans(), "mask_blur": st.floats(0, 256), "mask_area": st.sampled_from(["whole", "masked"]),
     "mask_padding": st.integers(0, 4096), "mask_fill": st.sampled_from(["original", "fill", "noise", "zero"]),
-    "keep_unmasked": st.booleans(), "encoding": st.sampled_from([None, "mean"]),
+    "keep_unmasked": st.booleans(), "noise_level": st.none() | st.integers(0, 999),
+    "encoding": st.sampled_from([None, "mean"]),
     **{name: st.none() | group for name, group in groups.items()},
 }  # fmt: skip
 own_fields: dict[str, st.SearchStrategy[Any]] = {  # the text of A1111 has no place for these

@@ -100,6 +100,32 @@ def test_a_spacing_without_a_label_of_its_own_is_named_too() -> None:
     assert (written["Hires schedule type"], written["Hires"]) == ("Simple", '{"spacing": "trailing"}')
 
 
+@pytest.mark.parametrize(
+    ("refine", "written"),
+    [
+        ({}, [("Refiner", "xl-refiner [0123456789]"), ("Refiner switch at", "0.8")]),
+        ({"at": 0.6}, [("Refiner", "xl-refiner [0123456789]"), ("Refiner switch at", "0.6")]),
+        ({"strength": 0.3, "steps": 9},
+         [("Refiner", "xl-refiner [0123456789]"), ("Refine", '{"strength": 0.3, "steps": 9}')]),
+    ],
+)  # fmt: skip
+def test_a_refiner(refine: dict[str, float], written: list[tuple[str, str]]) -> None:
+    """Under the web UI's keys, the rest under our own; read back it is known by its name."""
+    request = Request.of(prompt="a", refine={"model": "models/xl-refiner.safetensors", **refine})
+    text = a1111.write(request, {"refiner_hash": "0123456789abcdef"})
+    found = infotext.parse(text)
+    assert [(key, found[key]) for key in found if key.startswith("Refine")] == written
+    back = a1111_read.read(text).request.refine
+    assert back is not None
+    assert (back.model, back.at) == ("xl-refiner", refine.get("at", None if "strength" in refine else 0.8))
+    assert (back.strength, back.steps) == (refine.get("strength"), refine.get("steps"))
+
+
+def test_sizes_are_read_back() -> None:
+    request = Request.of(prompt="a", sizes={"crop": "3x5", "negative_aesthetic_score": 2.0})
+    assert a1111_read.read(a1111.write(request, {})).request.sizes == request.sizes
+
+
 def test_any_model_can_be_named() -> None:
     assert dict(settings_of())["Model hash"] == "abc123def0"
     text = a1111.write(PLAIN, {"name": "a, b: c"})

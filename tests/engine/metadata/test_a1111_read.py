@@ -39,7 +39,7 @@ def test_a_whole_text() -> None:
     }  # fmt: skip
     assert found.model == {"name": "dreamshaper_8", "hash": "abc123def0"}
     assert found.program == "AUTOMATIC1111 v1.10.1"
-    assert found.notes == ("Adapter: <lora:castle:0.8> (adapters are not part of a request; it stays in the prompt)",)
+    assert found.notes == ("Adapter: <lora:castle:0.8> (it stays in the prompt; its file is looked for by that name)",)
     assert not found.own
 
 
@@ -201,12 +201,30 @@ def test_a_hypernetwork_goes_into_the_prompt() -> None:
 
 
 @pytest.mark.parametrize(
+    ("more", "refine"),
+    [
+        (
+            "Refiner: sd_xl_refiner_1.0 [7440042bbd], Refiner switch at: 0.75",
+            {"model": "sd_xl_refiner_1.0", "at": 0.75},
+        ),
+        ("Refiner: a [b] c, Refiner switch by sampling steps: True", {"model": "a [b] c"}),
+        ("Refiner: never, Refiner switch at: 1.0", None),
+    ],
+)
+def test_a_refiner(more: str, refine: dict[str, Any] | None) -> None:
+    found = read(f"{NEW}, {more}")
+    assert found.fields.get("refine") == refine
+    assert not found.notes
+
+
+@pytest.mark.parametrize(
     ("more", "note"),
     [
         ("VAE: x.pt", "VAE: x.pt (the model's own VAE draws)"),
-        ("Refiner: xl [7440042bbd]", "Refiner: xl [7440042bbd] (a refiner is not part of a request)"),
+        ("Refiner: xl, Refiner switch at: 2", "refine.at: 2 (input should be less than 1)"),
         ('ControlNet 0: "Module: canny, Weight: 1"',
-         "ControlNet 0: Module: canny, Weight: 1 (controls are not part of a request)"),
+         "ControlNet 0: Module: canny, Weight: 1 "
+         "(the picture it follows is not in the metadata; give it with --control)"),
         ("Token merging ratio: 0.5", "Token merging ratio: 0.5 (there is no such setting here)"),
         ("Postprocess upscaler: 4x-Ultra",
          "Postprocess upscaler: 4x-Ultra (there is no such upscaler here; give its file)"),

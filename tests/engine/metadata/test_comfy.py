@@ -136,7 +136,7 @@ LOADED = {"10": node("LoadImage", image="photo.png"), "11": node("VAEEncode", pi
                      samples=["12", 0]),
          {"width": None, "height": None, "seed": 1, "strength": 0.25}, [f"LoadImage: {NO_IMAGE}"]),
         (with_inputs(comfy(n10=node("LoraLoader", lora_name="x.safetensors", strength_model=0.8, model=["4", 0])), "3",
-                     model=["10", 0]), {}, ["LoraLoader: adapters are not part of a request"]),
+                     model=["10", 0]), {}, ["LoraLoader: its file is not in the metadata; give it with --lora"]),
         (with_inputs(comfy(n10=node("FreeU", b1=1.1, model=["4", 0])), "3", model=["10", 0]), {},
          ["FreeU: changes of the model are not read"]),
         (with_inputs(comfy(n10=node("ControlNetApplyAdvanced", positive=["6", 0], negative=["7", 0])), "3",
@@ -228,12 +228,28 @@ def test_a_third_pass_is_noted() -> None:
     assert reasons(graph) == ["KSampler: only a first pass and a hires fix are drawn"]
 
 
-def test_a_refiner_is_noted() -> None:
+def handed_over(**settings: Any) -> dict[str, Any]:
+    """A graph whose second sampler goes on with another model."""
     base = node("KSamplerAdvanced", **SAMPLER, noise_seed=3, start_at_step=0, end_at_step=15, add_noise="enable",
                 return_with_leftover_noise="enable")  # fmt: skip
     refiner = node("KSamplerAdvanced", **(SAMPLER | {"latent_image": ["3", 0]}), noise_seed=3, start_at_step=15,
                    end_at_step=20, add_noise="disable", return_with_leftover_noise="disable")  # fmt: skip
-    graph = with_inputs(comfy(n3=base, n20=refiner), "8", samples=["20", 0])
+    other = node("CheckpointLoaderSimple", ckpt_name="refiner.safetensors")
+    graph = with_inputs(comfy(n3=base, n20=refiner, n21=other), "8", samples=["20", 0])
+    return with_inputs(graph, "20", **settings)
+
+
+def test_a_refiner() -> None:
+    graph = handed_over(model=["21", 0])
+    assert difference(graph) == {"refine": {"model": "refiner.safetensors", "at": 0.75}}
+    assert reasons(graph) == []
+    assert found(graph).model == {"name": "v1-5.safetensors"}
+
+
+@pytest.mark.parametrize("settings", [{}, {"model": ["21", 0], "sampler_name": "ddim"}])
+def test_a_run_that_goes_on_in_another_way_is_noted(settings: dict[str, Any]) -> None:
+    """With the same model, or with another sampler."""
+    graph = handed_over(**settings)
     assert difference(graph) == {}
     assert reasons(graph) == ["KSamplerAdvanced: only a first pass and a hires fix are drawn"]
 

@@ -77,7 +77,7 @@ def xmp(settings_: Any, tool: str = "Draw Things") -> str:
     return f"<x:xmpmeta>{words}<exif:UserComment>{comment}</exif:UserComment></x:xmpmeta>"
 
 
-ADAPTER = "adapters are not part of a request"
+ADAPTER = "its file is not in the metadata; give it with --lora"
 EXPECTED: dict[str, tuple[Found, dict[str, Any], dict[str, str], list[str]]] = {
     "InvokeAI 4.2.0": (
         invoke.read({"invokeai_metadata": json.dumps(INVOKE), "Dream": "old"}),
@@ -175,7 +175,8 @@ def test_invoke_names_of_older_versions() -> None:
     found = invoke.read({"invokeai_metadata": json.dumps(INVOKE | {
         "model": {"model_name": "old", "base_model": "sd-1"}, "seamless_y": True, "rand_device": "cuda", "clip_skip": 0,
         "positive_style_prompt": "oil", "hrf_enabled": True, "hrf_strength": 0.4, "hrf_width": 1024, "hrf_height": 1024,
-        "loras": [{"model": {"name": "x"}, "weight": 0.7}], "refiner_model": {"name": "r"}, "scheduler": "odd",
+        "loras": [{"model": {"name": "x"}, "weight": 0.7}], "refiner_model": {"name": "r"},
+        "refiner_start": 0.6, "scheduler": "odd",
     })})  # fmt: skip
     request = found.request
     assert (found.model, request.seamless, request.rng, request.clip_skip) == ({"name": "old"}, "both", "philox", 1)
@@ -184,8 +185,21 @@ def test_invoke_names_of_older_versions() -> None:
         "scheduler",
         "positive_style_prompt",
         "loras",
-        "refiner_model",
     ]
+    assert found.fields["refine"] == {"model": "r", "at": 0.6}
+
+
+@pytest.mark.parametrize(("method", "how"), [("StepSwap", {"at": 0.7}), ("PostApply", {"strength": 0.3})])
+def test_refiners(method: str, how: dict[str, float]) -> None:
+    """SwarmUI says how much is left, or drawn over; Fooocus and Draw Things when the other model takes over."""
+    asked = {"refinermodel": "xl/r", "refinercontrolpercentage": 0.3, "refinermethod": method}
+    found = swarm.read(json.dumps({"sui_image_params": SWARM["sui_image_params"] | asked}))
+    assert found.fields["refine"] == {"model": "xl/r"} | how
+    assert not [note for note in found.notes if note.startswith("refiner")]
+    found = fooocus.read(json.dumps(FOOOCUS | {"refiner_model": "r.safetensors", "refiner_swap_method": "joint"}))
+    assert found.fields["refine"] == {"model": "r.safetensors", "at": 0.5}
+    found = drawthings.read(xmp(DRAW_THINGS | {"refiner_model": "r.ckpt", "refiner_start": 0.85}))
+    assert found.fields["refine"] == {"model": "r.ckpt", "at": 0.85}
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ ecosystem knows where there is one, else under its own name (`Guidance rescale: 
 
 import json
 from collections.abc import Mapping
+from pathlib import PurePath
 from typing import Any
 
 from reverie import __version__
 from reverie.engine.metadata import infotext, labels, own
-from reverie.engine.request import Extend, Hires, Request, Tiles, Travel
+from reverie.engine.request import HANDED_OVER, Extend, Hires, Micro, Refine, Request, Tiles, Travel
 
 # Key -> field, or group.field, for values that stand in the text as they are (or in the words of `WORDS`).
 GUIDANCE = {"CFG scale": "guidance_scale", "Image CFG scale": "image_guidance_scale"}
@@ -41,9 +42,9 @@ ENLARGERS = {  # the web UI's own ways to enlarge for the second pass
     "latent_bicubic_antialiased": "Latent (bicubic antialiased)", "latent_nearest": "Latent (nearest)",
     "latent_nearest_exact": "Latent (nearest-exact)", "lanczos": "Lanczos", "nearest": "Nearest",
 }  # fmt: skip
-PARTLY = {"sampler_options", "spacing_options", "hires"}  # groups whose rest is written only if there is one
+PARTLY = {"sampler_options", "spacing_options", "hires", "refine"}  # groups whose rest is written only if there is one
 TIMESTEP_SAMPLERS = {"ddim", "pndm", "unipc", "ddim_cfg_pp"}  # their eta is called `Eta DDIM`
-NOWHERE = {"prompt", "negative_prompt", "batch_size", "image", "mask", "wildcards", "vae_tile"}
+NOWHERE = {"prompt", "negative_prompt", "batch_size", "image", "mask", "depth", "wildcards", "vae_tile"}
 
 
 def write(request: Request, model: Mapping[str, str], pictures: Mapping[str, str] | None = None) -> str:
@@ -51,14 +52,16 @@ def write(request: Request, model: Mapping[str, str], pictures: Mapping[str, str
 
     Args:
         request: resolved, for this picture alone.
-        model: `name` and `hash`, both may be absent.
+        model: `name` and `hash`, and `refiner_hash`; all may be absent.
         pictures: SHA-256 of the files that the request begins with, by field.
     """
     flat = _Flat(request)
     return infotext.join(request.prompt, request.negative_prompt, {
-        **flat.sampling(), **_model(model), **flat.many(VARIATION), **flat.seed_size(), **flat.denoising(),
+        **flat.sampling(), **_model(model), **_adapters(model), **flat.many(VARIATION), **flat.seed_size(),
+        **flat.denoising(),
         **flat.many({"Clip skip": "clip_skip", "ENSD": "eta_noise_delta"}), **_picture(pictures or {}), **flat.rng(),
-        **flat.tiling(), **flat.hires(), **flat.mask(), **flat.eta(), **flat.many(DETAILS), **flat.rest(),
+        **flat.tiling(), **flat.hires(), **flat.refiner(model.get("refiner_hash", "")), **flat.mask(), **flat.eta(),
+        **flat.many(DETAILS), **flat.rest(),
         "Version": f"{own.PROGRAM} {__version__}",
     })  # fmt: skip
 
@@ -72,6 +75,17 @@ def _model(model: Mapping[str, str]) -> dict[str, str | None]:
     return {"Model hash": model.get("hash", "")[:10] or None, "Model": model.get("name") or None}
 
 
+def _adapters(model: Mapping[str, str]) -> dict[str, str | None]:
+    """The hashes of LoRAs and textual inversions, by the names that prompts call them by."""
+    shorts = {"Lora hashes": "lora short: ", "TI hashes": "embedding: "}
+    listed = {
+        key: ", ".join(f"{name.removeprefix(start)}: {value[:12]}" for name, value in model.items()
+                       if name.startswith(start))
+        for key, start in shorts.items()
+    }  # fmt: skip
+    return {key: text or None for key, text in listed.items()}
+
+
 def _picture(pictures: Mapping[str, str]) -> dict[str, str | None]:
     return {"Init image hash": pictures.get("image", "")[:10] or None}
 
@@ -82,7 +96,9 @@ class _Flat:
     def __init__(self, request: Request) -> None:
         self.fields = own.stored(request)
         self.values = _flattened(self.fields)
-        groups = Request(hires=Hires(), extend=Extend(), tiles=Tiles(), travel=Travel())
+        groups = Request(
+            hires=Hires(), extend=Extend(), tiles=Tiles(), travel=Travel(), sizes=Micro(), refine=Refine(model="")
+        )
         self.defaults = _flattened(own.stored(groups))
         self.written = set(NOWHERE)
 
@@ -153,6 +169,15 @@ class _Flat:
             "Hires schedule type": None if spacing == labels.AUTOMATIC else spacing,
             "Hires CFG Scale": self.take("hires.guidance_scale"),
         }  # fmt: skip
+
+    def refiner(self, hash_: str) -> dict[str, Any]:
+        """The model that takes over, by its name as the web UI writes it."""
+        if not self.fields["refine"]:
+            return {}
+        name = PurePath(self.take("refine.model")).stem + (f" [{hash_[:10]}]" if hash_ else "")
+        at = self.take("refine.at")
+        over = self.values["refine.strength"] is not None
+        return {"Refiner": name, "Refiner switch at": at or (None if over else HANDED_OVER)}
 
     def words(self, name: str) -> str | None:
         """A prompt of the second pass. The web UI takes an empty one for none: it is left for `rest`."""

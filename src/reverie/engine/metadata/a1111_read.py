@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from reverie.engine.fields import number
 from reverie.engine.metadata import infotext, labels, own
 from reverie.engine.metadata.a1111 import ENLARGERS, SIMPLE, TIMESTEP_SAMPLERS, WORDS, title
 from reverie.engine.metadata.report import (
@@ -15,14 +16,13 @@ from reverie.engine.metadata.report import (
     NO_SETTING,
     NO_SPACING,
     OWN_VAE,
-    REFINER,
     Found,
     Notes,
     parse_json,
     settle,
     words,
 )
-from reverie.engine.request import Request, number
+from reverie.engine.request import Request
 from reverie.errors import RequestError
 
 MOST_TEXT = 2**18  # characters
@@ -31,6 +31,7 @@ OLD_FIRST_PASS = 512 * 512  # pixels of the first pass of the hires fix before 1
 SCHEDULE_CHOSEN_APART = (1, 9, 0, 0)  # before, "DPM++ 2M" meant the model's own sigmas
 WORDS_ALONE = ("Prompt", "Negative prompt")  # the keys of a text without settings
 VERSION = re.compile(r"(?:^|v)(\d{1,4})\.(\d{1,4})\.(\d{1,4})(?:-(\d{1,6}))?")
+HASHED = re.compile(r"\s*\[[0-9a-f]{8,64}\]$")  # behind a model's name
 RANDOM = {"CPU": "cpu", "cpu": "cpu", "NV": "philox", "GPU": "philox", "cuda": "philox"}
 ENLARGED_BY = {label: name for name, label in ENLARGERS.items()}
 SAID = {name: {word: value for value, word in words.items()} for name, words in WORDS.items()}
@@ -40,9 +41,9 @@ SILENT = {  # they say nothing about the picture that another key does not say
 }  # fmt: skip
 WHY = {
     "VAE": OWN_VAE, "VAE hash": OWN_VAE,
-    "Refiner": REFINER, "Refiner switch at": REFINER,
     "Init image hash": NO_IMAGE,
-    "TI hashes": "embeddings are not part of a request", "Face restoration": "faces are not restored",
+    "TI hashes": "their files are not in the metadata; give them with --embedding",
+    "Face restoration": "faces are not restored",
     "Hires checkpoint": "the second pass draws with the same model",
     "Civitai metadata": "it is for Civitai",
 }  # fmt: skip
@@ -97,6 +98,7 @@ class _Reading:
         self.first_pass()
         self.sizes()
         self.hires()
+        self.refiner()
         self.random()
         if self.own:
             self.own_keys()
@@ -220,6 +222,13 @@ class _Reading:
         if enlarger := self.take("Hires upscaler"):
             self.enlarger("Hires upscaler", "hires.upscaler", enlarger, ENLARGED_BY)
         self.second_sampler()
+
+    def refiner(self) -> None:
+        """The second model; one that takes over when nothing is left does nothing."""
+        name, at = self.take("Refiner"), self.take("Refiner switch at")
+        if name and number(at or "") != 1:
+            name = HASHED.sub("", name)
+            self.fields["refine"] = {"model": name} | ({} if at is None else {"at": at})
 
     def first_pass(self) -> None:
         """`First pass size`, before 1.0: the size was the second pass's, and 0x0 an area of 512 x 512."""

@@ -55,12 +55,14 @@ class Pass:
         before: what its latent went through since the run before, in order.
         fields: what it says, by the names of `Request`; `strength` is how much it draws over.
         goes_on: whether it goes on from the noise that the run before left (a refiner).
+        checkpoint: name of its model.
     """
 
     node: Node
     before: list[Node]
     fields: dict[str, Any] = field(default_factory=dict)
     goes_on: bool = False
+    checkpoint: str = ""
 
 
 def read(text: str, parsed: Mapping[str, Any] | None = None) -> Found:
@@ -78,6 +80,9 @@ def read(text: str, parsed: Mapping[str, Any] | None = None) -> Found:
     reading = _Reading(graph, notes)
     passes, after = reading.passes()
     fields = reading.first(passes[0])
+    refiner = passes.pop() if len(passes) > 1 and refines(passes[-1], passes[-2]) else None
+    if refiner is not None:
+        fields["refine"] = {"model": refiner.checkpoint, "at": round(1 - refiner.fields["strength"], 6)}
     goes_on, later = [p for p in passes[1:] if p.goes_on], [p for p in passes[1:] if not p.goes_on]
     if later:
         fields["hires"] = reading.second(later[0], fields)
@@ -89,6 +94,12 @@ def read(text: str, parsed: Mapping[str, Any] | None = None) -> Found:
         if node.kind in SCALERS:
             notes.add(f"{node.kind} {node.number}", node.literals(), "what is done to the finished picture is not read")
     return Found(PROGRAM, settle(fields, notes), reading.model, notes.lines(), text)
+
+
+def refines(one: Pass, before: Pass) -> bool:
+    """Whether a run goes on with another model where the run before has left off, and is otherwise like it."""
+    alike = all(one.fields.get(name) == before.fields.get(name) for name in ("steps", "sampler", "spacing"))
+    return one.goes_on and one.checkpoint not in {"", before.checkpoint} and alike and 0 < one.fields["strength"] < 1
 
 
 class _Reading:
@@ -155,6 +166,7 @@ class _Reading:
             "strength": self.advanced(one) if node.kind == "KSamplerAdvanced" else graph.literal(sigmas, "denoise"),
         }  # fmt: skip
         self.network(graph.linked(guider, "model", "model1"), found)
+        one.checkpoint = found.pop("checkpoint", "")
         one.fields = {name: value for name, value in found.items() if value is not None}
 
     def advanced(self, one: Pass) -> float:
@@ -233,6 +245,7 @@ class _Reading:
             name = self.graph.literal(node, *CHECKPOINTS)
             if isinstance(name, str):
                 self.model.setdefault("name", name)
+                found["checkpoint"] = name
                 return
             if node.kind == "RescaleCFG":
                 found["guidance_rescale"] = self.graph.literal(node, "multiplier")

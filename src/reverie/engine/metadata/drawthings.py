@@ -3,7 +3,7 @@
 import html
 
 from reverie.engine.metadata.keys import Keys
-from reverie.engine.metadata.report import ADAPTER, CONTROL, REFINER, Found, parse_object
+from reverie.engine.metadata.report import ADAPTER, CONTROL, Found, parse_object
 from reverie.errors import RequestError
 
 PROGRAM = "Draw Things"
@@ -12,7 +12,6 @@ FIELDS = {"seed": "seed", "steps": "steps", "scale": "guidance_scale", "strength
           "clip_skip": "clip_skip", "mask_blur": "mask_blur"}  # fmt: skip
 RANDOM = {"Torch CPU Compatible": "cpu", "NVIDIA GPU Compatible": "philox"}
 WHY = {"lora": ADAPTER, "control": CONTROL, "upscaler": "give the upscaler's file",
-       "refiner_model": REFINER, "refiner_start": REFINER,
        "seed_mode": "its own random numbers are not drawn here"}  # fmt: skip
 SILENT = frozenset({"profile", "v2", "crop_top", "crop_left", "original_size", "target_size", "aesthetic_score",
                     "negative_aesthetic_score", "zero_negative_prompt", "negative_original_size", "image_guidance",
@@ -41,6 +40,7 @@ def read(xmp: str) -> Found:
     if keys.fields.get("strength") == 1:
         del keys.fields["strength"]  # a picture from words alone
     keys.sampler("sampler")
+    keys.refiner("refiner_model", "refiner_start")
     width, x, height = keys.text("size")[:20].partition("x")
     if x:
         keys.fields |= {"width": width, "height": height}

@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from reverie.engine.metadata.keys import Keys
-from reverie.engine.metadata.report import ADAPTER, OWN_VAE, REFINER, Found, parse_object
+from reverie.engine.metadata.report import ADAPTER, OWN_VAE, Found, parse_object
 from reverie.errors import RequestError
 
 PROGRAM = "Fooocus"
@@ -15,7 +15,6 @@ SILENT = frozenset({"version", "metadata_scheme", "created_by", "styles", "perfo
 WHY = {"sharpness": "its sharpening of noise is not done here",
        "adm_guidance": "its shift of size conditioning is not done here",
        "adaptive_cfg": "its mimicked guidance is not done here", "vae": OWN_VAE,
-       "refiner_model": REFINER, "refiner_switch": REFINER,
        "loras": ADAPTER}  # fmt: skip
 
 
@@ -41,8 +40,8 @@ def read(text: str) -> Found:
     if size := RESOLUTION.fullmatch(keys.text("resolution")[:40]):
         keys.fields |= {"width": size[1], "height": size[2]}
     keys.model = {"name": keys.text("base_model"), "hash": keys.text("base_model_hash")}
-    if str(keys.left.get("refiner_model")) == "None":
-        keys.take("refiner_switch", "refiner_swap_method")
+    keys.refiner("refiner_model", "refiner_switch")
+    keys.take("refiner_swap_method")
     combined = {key: ADAPTER for key in keys.left if key.startswith("lora_combined_")}
     return keys.found(keys.text("version") or PROGRAM, text, why=WHY | combined, silent=SILENT)
 

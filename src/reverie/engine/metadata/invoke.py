@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reverie.engine.metadata.keys import Keys
-from reverie.engine.metadata.report import ADAPTER, CONTROL, NO_IMAGE, OWN_VAE, REFINER, Found, parse_object
+from reverie.engine.metadata.report import ADAPTER, CONTROL, NO_IMAGE, OWN_VAE, Found, parse_object
 from reverie.errors import RequestError
 
 PROGRAM = "InvokeAI"
@@ -14,7 +14,7 @@ FIELDS = {"seed": "seed", "steps": "steps", "cfg_scale": "guidance_scale", "widt
           "cfg_rescale_multiplier": "guidance_rescale", "strength": "strength"}  # fmt: skip
 BOTH_ENCODERS = "one prompt goes to both text encoders"
 WHY = {"loras": ADAPTER, "controlnets": CONTROL, "ipAdapters": ADAPTER, "t2iAdapters": CONTROL, "vae": OWN_VAE,
-       "control_layers": CONTROL, "refiner_model": REFINER, "refiner_start": REFINER, "init_image": NO_IMAGE,
+       "control_layers": CONTROL, "init_image": NO_IMAGE,
        "init_image_path": NO_IMAGE, "positive_style_prompt": BOTH_ENCODERS, "negative_style_prompt": BOTH_ENCODERS,
        "perlin": "Perlin noise is not drawn", "threshold": "thresholding is not drawn here",
        "postprocessing": "what is done to the finished picture is not read"}  # fmt: skip
@@ -57,6 +57,7 @@ def _third(settings: Mapping[str, Any], text: str) -> Found:
     keys.words(positive, negative)
     keys.plain(FIELDS)
     keys.sampler("scheduler")
+    keys.refiner("refiner_model", "refiner_start")
     skipped = keys.take("clip_skip")
     if isinstance(skipped, int) and skipped > 0:  # counts layers left out, where others count from the end
         keys.fields["clip_skip"] = skipped + 1

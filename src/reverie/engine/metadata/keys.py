@@ -39,6 +39,13 @@ class Keys:
             if value is not None and value != "":
                 self.fields[name] = value
 
+    def refiner(self, model: str, at: str) -> None:
+        """A second model under the key `model`, by its name or as an object with one; takes over at the share `at`."""
+        found, place = self.take(model), self.take(at)
+        name = found.get("name") or found.get("model_name") if isinstance(found, dict) else found
+        if isinstance(name, str) and name not in NOTHING:
+            self.fields["refine"] = {"model": name} | ({} if place is None else {"at": place})
+
     def words(self, prompt: str, negative: str) -> None:
         """Both prompts, without the spaces around them."""
         words(self.fields, self.notes, prompt.strip(), negative.strip())

@@ -16,9 +16,9 @@ MOST_NOTES = 100
 SHOWN = 80  # characters of a value in a note
 ADAPTERS = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,200}>")
 # why something could not be carried
-ADAPTER = "adapters are not part of a request"
-CONTROL = "controls are not part of a request"
-REFINER = "a refiner is not part of a request"
+ADAPTER = "its file is not in the metadata; give it with --lora"
+CONTROL = "the picture it follows is not in the metadata; give it with --control"
+IN_PROMPT = "it stays in the prompt; its file is looked for by that name"
 OWN_VAE = "the model's own VAE draws"
 NO_IMAGE = "the picture itself is not in the metadata; give it with --image"
 NO_MASK = "the mask itself is not in the metadata; give it with --mask"
@@ -151,7 +151,7 @@ def words(fields: dict[str, Any], notes: Notes, prompt: str, negative: str, *, l
     if literal and any(mark in prompt + negative for mark in ("{", "__")):
         fields["dynamic_prompts"] = False
     for tag in ADAPTERS.findall(f"{prompt}\n{negative}"):
-        notes.add("Adapter", tag, f"{ADAPTER}; it stays in the prompt")
+        notes.add("Adapter", tag, IN_PROMPT)
 
 
 def parse_json(text: str, what: str) -> Any:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from reverie.engine.metadata.keys import Keys
-from reverie.engine.metadata.report import ADAPTER, NO_IMAGE, NO_MASK, OWN_VAE, REFINER, Found, parse_object
+from reverie.engine.metadata.report import ADAPTER, NO_IMAGE, NO_MASK, OWN_VAE, Found, parse_object
 from reverie.errors import RequestError
 
 PROGRAM = "SwarmUI"
@@ -14,10 +14,8 @@ SEAMLESS = {"true": "both", "X-Only": "x", "Y-Only": "y"}
 SILENT = frozenset({"aspectratio", "imageformat", "nopreviews", "swarm_version", "date", "generation_time", "images",
                     "original_prompt", "used_wildcards", "wildcardseed", "wildcardseedbehavior", "prep_time",
                     "automaticvae", "colordepth", "donotsave", "personalnote"})  # fmt: skip
-WHY = {"vae": OWN_VAE, "loras": ADAPTER, "loraweights": ADAPTER, "refinermodel": REFINER,
-       "refinercontrolpercentage": REFINER, "refinermethod": REFINER, "refinerupscale": REFINER,
-       "initimage": NO_IMAGE,
-       "maskimage": NO_MASK}  # fmt: skip
+WHY = {"vae": OWN_VAE, "loras": ADAPTER, "loraweights": ADAPTER,
+       "refinerupscale": "it is not enlarged for the refiner", "initimage": NO_IMAGE, "maskimage": NO_MASK}  # fmt: skip
 
 
 def read(text: str) -> Found:
@@ -37,6 +35,7 @@ def read(text: str) -> Found:
     for old, new in (("comfyuisampler", "sampler"), ("comfyuischeduler", "scheduler")):
         keys.left.setdefault(new, keys.take(old))
     keys.sampler("sampler", "scheduler")
+    _refiner(keys)
     layer = keys.take("clipstopatlayer")
     if isinstance(layer, int) and layer < 0:
         keys.fields["clip_skip"] = -layer
@@ -45,6 +44,15 @@ def read(text: str) -> Found:
     keys.model = {"name": keys.text("model")} | _hash(whole.get("sui_models"))
     version = keys.text("swarm_version")
     return keys.found(f"{PROGRAM} {version}".strip(), text, why=WHY, silent=SILENT)
+
+
+def _refiner(keys: Keys) -> None:
+    """It takes over for the last part of the steps, or draws over that much of the finished picture."""
+    keys.refiner("refinermodel", "refinercontrolpercentage")
+    method, refine = keys.text("refinermethod"), keys.fields.get("refine", {})
+    share = refine.pop("at", None)
+    if isinstance(share, int | float):
+        refine |= {"at": round(1 - share, 6)} if method == "StepSwap" else {"strength": share}
 
 
 def _hash(models: Any) -> dict[str, str]:

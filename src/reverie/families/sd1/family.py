@@ -82,6 +82,6 @@ def load(opened: Opened) -> Parts:
 
 
 FAMILY = Family(
-    NAME, TITLE, "unet", KINDS, TEXTS, PIPELINES, claims_file, claims_networks, open_file, join_file, load
+    NAME, TITLE, "unet", KINDS, TEXTS, PIPELINES, claims_file, claims_networks, open_file, join_file, plan, load
 )  # fmt: skip
 FAMILIES.add(NAME, FAMILY)

@@ -1,5 +1,6 @@
 """Stable Diffusion 2 as a family: 512 (epsilon) and 768 (v), inpainting, depth, x4 upscaler, unCLIP."""
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from reverie.families.json_config import Json
 from reverie.families.pieces import KINDS, Pieces
 from reverie.families.pieces import Parts as NamedParts
 from reverie.families.prediction import Prediction, scheduler_of
+from reverie.families.sd2.augmentation import encoded, image_encoder, upscaled
 from reverie.families.single import Sight, TextPlace, TextRule
 
 NAME, TITLE = "sd2", "Stable Diffusion 2"
@@ -106,6 +108,8 @@ def plan(opened: Opened) -> Plan:
         (Use("text_encoder", last_layer, pad="!"),), context_alone, scheduler, (*evidence, why),
         UPSCALER_SCALE if upscaler else SCALE, size,
         steps=75 if upscaler else 50, guidance_scale=9.0 if upscaler else 7.5, variant=variant, tables="sd1",
+        augmentation=upscaled(opened) if upscaler else encoded(opened) if variant == "unclip" else None,
+        image_encoder=partial(image_encoder, opened) if variant == "unclip" else None,
     )  # fmt: skip
 
 
@@ -115,6 +119,6 @@ def load(opened: Opened) -> Parts:
 
 
 FAMILY = Family(
-    NAME, TITLE, "unet", KINDS, TEXTS, PIPELINES, claims_file, claims_networks, open_file, join_file, load
+    NAME, TITLE, "unet", KINDS, TEXTS, PIPELINES, claims_file, claims_networks, open_file, join_file, plan, load
 )  # fmt: skip
 FAMILIES.add(NAME, FAMILY)

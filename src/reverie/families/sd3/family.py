@@ -158,6 +158,6 @@ def load(opened: Opened) -> Parts:
 
 FAMILY = Family(
     NAME, TITLE, TRANSFORMER, {**KINDS, TRANSFORMER: TRANSFORMER_KIND, T5: T5_KIND}, TEXTS, PIPELINES, claims_file,
-    claims_networks, open_file, join_file, load,
+    claims_networks, open_file, join_file, plan, load,
 )  # fmt: skip
 FAMILIES.add(NAME, FAMILY)

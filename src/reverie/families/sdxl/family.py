@@ -155,6 +155,7 @@ def plan(opened: Opened) -> Plan:
         uses, join(width, scored=scored), scheduler, (*evidence, why), scale, SIZE, steps=50,
         guidance_scale=3.0 if scheduler.get("sigma_data") == PLAYGROUND["sigma_data"] else 5.0,
         variant=variant, zero_empty=_index(opened).flag("force_zeros_for_empty_prompt", not refiner),
+        sizes=("original_size", "crop", "aesthetic_score" if scored else "target_size"),
         network={"size_width": width},
     )  # fmt: skip
 
@@ -166,6 +167,6 @@ def load(opened: Opened) -> Parts:
 
 
 FAMILY = Family(
-    NAME, TITLE, "unet", KINDS, TEXTS, PIPELINES, claims_file, claims_networks, open_file, join_file, load
+    NAME, TITLE, "unet", KINDS, TEXTS, PIPELINES, claims_file, claims_networks, open_file, join_file, plan, load
 )  # fmt: skip
 FAMILIES.add(NAME, FAMILY)
