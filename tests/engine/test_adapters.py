@@ -25,12 +25,12 @@ from reverie.engine.bundle import Model
 from reverie.engine.sources import data_url
 from reverie.errors import RequestError
 from tests import tiny
-from tests.adapters import controls, kinds_of_change, loras, pictured, sketched
+from tests.adapters import controls, driving, kinds_of_change, loras, pictured, sketched
 from tests.parity.test_lora_parity import bare
 
 CLOSE = 1e-4
 SIZE = 32
-KINDS = ("lora", "loha", "lokr", "glora", "boft", "peft ia3", "full", "dora of peft", "merged set")
+KINDS = ("lora", "lokr", "boft", "dora of peft", "merged set")
 WORDS = "a red apple"
 
 
@@ -68,7 +68,7 @@ def vectors(count: int, seed: int) -> Tensor:
 
 def lora(path: Path, kind: str, seed: int, root: Path, **more: Tensor) -> Path:
     """A change of one kind at some attention layers of both networks, under kohya's names."""
-    parts, tensors = loras.parts_of(root, "sd1"), dict(more)
+    parts, tensors = driving.parts_of(root / "sd1"), dict(more)
     for part, layer in loras.layers_of(parts, loras.ATTENTION, loras.TEXT_ATTENTION):
         weight = parts.modules()[part].get_submodule(layer).weight
         assert isinstance(weight, Tensor)
@@ -81,7 +81,7 @@ def lora(path: Path, kind: str, seed: int, root: Path, **more: Tensor) -> Path:
 
 
 def drawn(model: Model, prompt: str = WORDS, **fields: Any) -> Tensor:
-    common: dict[str, Any] = {"steps": 3, "seed": 7, "guidance_scale": 3.0, "negative_prompt": "blurry"}
+    common: dict[str, Any] = {"steps": 2, "seed": 7, "guidance_scale": 3.0, "negative_prompt": "blurry"}
     if "image" not in fields:
         common |= {"width": SIZE, "height": SIZE}
     return model.generate(prompt, **common | fields).pixels
@@ -110,15 +110,13 @@ def branched(model: Model) -> bool:
     return any(isinstance(module, Branched) for module in model.forms["unet"][1].modules())
 
 
-@pytest.mark.parametrize("way", ["merge", "branch"])
-def test_every_order_of_three(model: Model, way: str) -> None:
+def test_every_order_of_three(model: Model) -> None:
     """Bit for bit, and so are the pictures between: whoever leaves, the others stay."""
     plain, alone = drawn(model), {name: drawn(model, loras=name) for name in "abc"}
-    asked = {name: {"path": name, "strength": 0.3, "way": way} for name in "abc"}
     found = []
     for order in itertools.permutations("abc"):
         model.forms.clear()
-        found.append(drawn(model, loras=[asked[name] for name in order]))
+        found.append(drawn(model, loras=[f"{name}:0.3" for name in order]))
         assert torch.equal(drawn(model, loras=order[0]), alone[order[0]])
     assert all(torch.equal(one, found[0]) for one in found)
     assert torch.equal(drawn(model), plain)
@@ -167,21 +165,22 @@ def test_some_of_the_steps(model: Model, interval: str, acts: list[int]) -> None
     assert not torch.equal(found[-1], ways[0][-1]) and not torch.equal(found[-1], ways[1][-1])
 
 
-def baked(root: Path, names: dict[str, float]) -> Path:
+@pytest.fixture(scope="module")
+def changed(root: Path) -> Model:
     """The model with LoRAs in the weights of its files."""
-    folder = root / f"baked {names}"
-    if not folder.exists():
-        shutil.copytree(root / "sd1", folder)
-        parts = loras.parts_of(root, "sd1")
-        attached = [Attachment(open_adapter(root / "loras" / f"{n}.safetensors", parts), w, w)
-                    for n, w in names.items()]  # fmt: skip
-        for part in ("unet", "text_encoder"):
-            own = bare(formed(parts.modules()[part], part, attached, "merge").state_dict())
-            [file] = (folder / part).glob("*.safetensors")
-            tensors = {n: own[n.removeprefix("text_model.")].clone() for n in load_file(file)}
-            file.unlink()  # it may be a link
-            save_file(tensors, file, {"format": "pt"})
-    return folder
+    folder, parts = root / "baked", driving.parts_of(root / "sd1")
+    shutil.copytree(root / "sd1", folder)
+    attached = [
+        Attachment(open_adapter(root / "loras" / f"{name}.safetensors", parts), weight, weight)
+        for name, weight in {"a": 0.5, "b": -0.4}.items()
+    ]
+    for part in ("unet", "text_encoder"):
+        own = bare(formed(parts.modules()[part], part, attached, "merge").state_dict())
+        [file] = (folder / part).glob("*.safetensors")
+        tensors = {name: own[name.removeprefix("text_model.")].clone() for name in load_file(file)}
+        file.unlink()  # it may be a link
+        save_file(tensors, file, {"format": "pt"})
+    return opened(root, "baked")
 
 
 NOISE = Image.effect_noise((SIZE, SIZE), 60).convert("RGB")
@@ -195,24 +194,21 @@ FIELDS: dict[str, dict[str, Any]] = {
     "image": {"image": NOISE, "strength": 0.8},
     "mask": {"image": NOISE, "mask": HALF},
     "guides": {"guides": ("pag:scale=2", "sag")},
-    "layers left out": {"clip_skip": 2},
     "words over time": {"prompt": "a [red:green:0.5] apple AND a (leaf:1.4)"},
     "frames": {"travel": {"frames": 2, "prompt": "a leaf", "seed": 3}},
     "batch": {"count": 2, "batch_size": 2},
-    "guidance none": {"guidance_scale": 1.0},
-    "second order": {"sampler": "dpmpp_2s_a"},
     "handed over": {"steps": 4, "refine": {"at": 0.5}},
     "drawn over": {"refine": {"strength": 0.6}},
 }
 
 
 @pytest.mark.parametrize("name", list(FIELDS))
-def test_other_fields(root: Path, model: Model, name: str) -> None:
+def test_other_fields(root: Path, model: Model, changed: Model, name: str) -> None:
     """Drawn as by a model in whose files the LoRAs are."""
     fields = dict(FIELDS[name])
     if "refine" in fields:
         fields["refine"] = {"model": str(root / "sd1")} | fields["refine"]
-    want = drawn(opened(root, baked(root, {"a": 0.5, "b": -0.4}).name), **fields)
+    want = drawn(changed, **fields)
     assert apart(drawn(model, loras=["a:0.5", "b:-0.4"], **fields), want) < CLOSE
     assert apart(drawn(model, **fields), want) > CLOSE
 
@@ -222,10 +218,10 @@ def test_other_fields(root: Path, model: Model, name: str) -> None:
 
 def test_each_picture_its_own(model: Model) -> None:
     """Wildcards name other LoRAs for the pictures of one request."""
-    result = model.generate("an apple {<lora:a:0.5>|<lora:b:0.5>|}", count=6, batch_size=3, steps=2, seed=3,
+    result = model.generate("an apple {<lora:a:0.5>|<lora:b:0.5>|}", count=4, batch_size=2, steps=2, seed=3,
                             width=SIZE, height=SIZE)  # fmt: skip
     told = [own.prompt for own in result.own]
-    assert len({text.strip() for text in told}) == 3
+    assert len(set(told)) > 1
     for pixels, own in zip(result.pixels, result.own, strict=True):
         assert apart(model.draw(own).pixels[0], pixels) < CLOSE
     named = drawn(model, "an apple <lora:a:0.5>")
@@ -234,7 +230,7 @@ def test_each_picture_its_own(model: Model) -> None:
     assert torch.equal(drawn(model, "an apple <lora:b:0.5>", loras="a:0.5"), both)
 
 
-def test_in_the_prompt_of_the_second_pass(model: Model, root: Path) -> None:
+def test_in_the_prompt_of_the_second_pass(model: Model) -> None:
     """It acts there alone."""
     hires = {"scale": 1.5, "strength": 0.7}
     plain = on_the_way(model, hires=hires)
@@ -260,14 +256,17 @@ def test_in_the_negative_prompt(model: Model) -> None:
 # Textual inversion
 
 
-def test_words_of_embeddings(model: Model, root: Path) -> None:
-    """By name in the library, by name in the request, by another word, in both prompts, with emphasis."""
+def test_words_of_embeddings(model: Model, root: Path, tmp_path: Path) -> None:
+    """By name in the library or the request, by another word, from a wildcard, in both prompts, with emphasis."""
     toy = root / "embeddings" / "toy.safetensors"
     found = drawn(model, "a toy on a table")
     assert torch.equal(drawn(model, "a toy on a table", embeddings="toy"), found)
     assert torch.equal(drawn(model, "a thing on a table", embeddings=f"thing={toy}"), found)
     assert torch.equal(drawn(model, "a thing on a table", embeddings="thing=toy"), found)
-    assert torch.equal(drawn(model, "a embedding:toy on a table", dialect="comfy"), drawn(model, "a toy on a table"))
+    comfy = drawn(model, "a embedding:toy on a table", dialect="comfy")
+    assert torch.equal(comfy, found)
+    (tmp_path / "thing.txt").write_text("toy\n", encoding="utf-8")
+    assert torch.equal(drawn(model, "a __thing__ on a table", wildcards=str(tmp_path)), found)
     others = [
         drawn(model, "a (toy:1.5) on a table"), drawn(model, "a hat on a table"), drawn(model, "a toy hat"),
         drawn(model, "a table", negative_prompt="toy"), drawn(model, "a table", negative_prompt="hat"),
@@ -321,10 +320,10 @@ def test_beside_packed_weights(root: Path) -> None:
     folder = root / "packed"
     models = {how: reverie.load(folder, device="cpu", precision="float32", weights=how) for how in ("packed", "full")}
     plain = drawn(models["packed"])
-    packed = drawn(models["packed"], loras="a:0.5")
+    packed = drawn(models["packed"], loras="a:0.5:0")
     assert is_packed(models["packed"].forms["unet"][1])
     assert branched(models["packed"])
-    full, merged = (drawn(models["full"], loras={"path": "a", "strength": 0.5, "way": w}) for w in ("branch", "merge"))
+    full, merged = (drawn(models["full"], loras=f"a:0.5:0:way={way}") for way in ("branch", "merge"))
     assert torch.equal(packed, full)
     assert apart(packed, merged) < CLOSE
     assert apart(packed, plain) > CLOSE
@@ -354,8 +353,13 @@ def steering(root: Path, model: Model) -> dict[str, dict[str, Any]]:
     return dict(steered(root))
 
 
-@pytest.mark.parametrize("name", ["ControlNet", "T2I-Adapter", "reference", "IP-Adapter"])
-@pytest.mark.parametrize("way", ["tiles", "hires", "image", "batch"])
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        *itertools.product(("ControlNet", "T2I-Adapter", "reference", "IP-Adapter"), ("tiles", "batch")),
+        ("ControlNet", "hires"), ("reference", "image"),
+    ],
+)  # fmt: skip
 def test_steered(model: Model, steering: dict[str, dict[str, Any]], name: str, way: str) -> None:
     """With other fields, and without a trace."""
     fields, plain = FIELDS[way], drawn(model, **FIELDS[way])
@@ -395,7 +399,7 @@ def test_two_hundred_times(root: Path) -> None:
     asked: list[dict[str, Any]] = [
         {"loras": ["a:0.5"]},
         {},
-        {"loras": ["b:0.3", "a:0.5:start=0.5"], "embeddings": "toy"},
+        {"loras": "b:0.3:end=0.5", "embeddings": "toy"},
         {},
     ]
     first = [drawn(model, "a toy", **small, **fields) for fields in asked]
@@ -405,7 +409,7 @@ def test_two_hundred_times(root: Path) -> None:
         for i in range(count):
             assert torch.equal(drawn(model, "a toy", **small, **asked[i % 4]), first[i % 4])
         gc.collect()
-        held = sum(isinstance(thing, Tensor) for thing in gc.get_objects())
+        held = sum(issubclass(type(thing), Tensor) for thing in gc.get_objects())
         return held, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     (held, size), (held_later, size_later) = rounds(40), rounds(160)

@@ -1,7 +1,8 @@
 """Pictures at the true size of the published models, with random weights: 64 x 64 pixels in 2 steps.
 
 Tolerance: 1e-3 of [0, 1] on float32 pixels. The weights are float16 in the files and computed with in float32; each
-side runs in a process of its own, because both together would not fit into 24 GB. Peak memory about 18 GB, mapped files counted.
+side runs in a process of its own, because both together would not fit into 24 GB. Peak memory about 18 GB, mapped
+files counted.
 """
 
 import json

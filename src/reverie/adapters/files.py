@@ -36,6 +36,8 @@ def find(name: str, folders: Sequence[Path], kind: str = "LoRA") -> Path:
         path = Path(name).expanduser()
         if name and path.exists():
             return weight_file(path)
+    if path.is_absolute() or name.startswith(("./", "../", "~")):
+        raise RequestError(f"no {kind} at {path}: no such file")
     files = list(_files(folders, WEIGHTS + PICTURES if kind == "embedding" else WEIGHTS))
     wanted = name.replace("\\", "/").strip("/")
     exact = [p for folder, p in files if wanted in _calls(folder, p)]

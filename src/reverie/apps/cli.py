@@ -388,6 +388,23 @@ def control(
         run_control(preprocessor, picture, out, option or [], how)
 
 
+@app.command()
+def evaluate(
+    true: Annotated[Path, typer.Argument(help="folder of true pictures")],
+    drawn: Annotated[Path, typer.Argument(help="folder of drawn pictures")],
+    inception: Annotated[
+        Path | None, typer.Option(help="Inception v3's weights; where recipes/control/fetch.py puts them if absent")
+    ] = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """How far drawn pictures are from true ones: FID, KID, precision and recall."""
+    with console.busy("starting"):
+        from reverie.apps.evaluating import run_pictures
+    run_pictures(true, drawn, inception, device, as_json)
+
+
 LayoutOption = Annotated[str | None, typer.Option(help="diffusers or single; by the name of OUT if absent")]
 DtypeOption = Annotated[str | None, typer.Option(help="float32, float16, bfloat16 or fp8; as it is if absent")]
 OutArgument = Annotated[Path, typer.Option("--out", "-o", help="NAME.safetensors, or a folder that is not there yet")]

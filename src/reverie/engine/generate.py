@@ -34,22 +34,29 @@ class Result:
         pixels: `(N, H, W, 3)` float32 in [0, 1], before rounding to bytes.
         latents: `(N, C, h, w)` float32, scaled as the U-Net sees them.
         request: the request with every default made explicit, the seed too.
-        model: name, source, family and hash of the model, and the hash of the one that took over.
+        models: for each picture name, source, family and hash of the model, the hash of the one that took over, and
+            those of adapters (`lora: NAME`, `control: NAME`...).
         own: for each picture the request that draws it alone, its wildcards decided.
     """
 
     pixels: Tensor
     latents: Tensor
     request: Request
-    model: dict[str, str]
+    models: tuple[dict[str, str], ...]
     own: tuple[Request, ...]
+
+    @property
+    def model(self) -> dict[str, str]:
+        """What drew the first picture."""
+        return self.models[0]
 
     @cached_property
     def images(self) -> list[Image]:
         """PIL pictures; saved as PNG they carry their request."""
         from reverie.engine.image import to_images
 
-        return to_images(self.pixels, self.own, self.model)
+        each = zip(self.pixels.split(1), self.own, self.models, strict=True)
+        return [image for pixels, own, model in each for image in to_images(pixels, [own], model)]
 
 
 def pictures_of(request: Request) -> list[Picture]:
@@ -92,7 +99,8 @@ def generate(
     request = resolve(model, request)
     results = list(batches(model, request, progress=progress, watch=watch))
     pixels, latents = torch.cat([r.pixels for r in results]), torch.cat([r.latents for r in results])
-    return Result(pixels, latents, request, results[0].model, tuple(own for r in results for own in r.own))
+    own, models = (tuple(one for r in results for one in getattr(r, name)) for name in ("own", "models"))
+    return Result(pixels, latents, request, models, own)
 
 
 def batches(
@@ -134,8 +142,8 @@ def batches(
         own = (picture.own for picture in group)
         for part in _halved(job, group):
             latents, pixels = part
-            used = made_by | kits[model].used()
-            yield Result(pixels, latents.cpu(), request, used, tuple(islice(own, len(pixels))))
+            used = made_by | kits[model].used(group[0].own)
+            yield Result(pixels, latents.cpu(), request, (used,) * len(pixels), tuple(islice(own, len(pixels))))
 
 
 def _passes(model: "Model", request: Request, canvas: Canvas | None) -> tuple[Pass, ...]:
@@ -156,8 +164,6 @@ def _grouped(request: Request, passes: tuple[Pass, ...], pictures: list[Picture]
     """Pictures that are drawn together: as many as the batch size says, where their prompts have the same parts."""
     alone = request.travel is not None or any(run.sampler.adaptive for run in passes)
     size = 1 if alone else request.batch_size
-    if request.prompt == pictures[0].own.prompt or size == 1:
-        return [pictures[i : i + size] for i in range(0, len(pictures), size)]
     groups: list[list[Picture]] = []
     for picture in pictures:
         if groups and len(groups[-1]) < size and _like(groups[-1][-1].own, picture.own):
@@ -168,10 +174,18 @@ def _grouped(request: Request, passes: tuple[Pass, ...], pictures: list[Picture]
 
 
 def _like(one: Request, other: Request) -> bool:
-    """Whether two pictures' prompts have as many parts, with equal weights, and name the same LoRAs."""
-    if one.prompt == other.prompt:
-        return True
-    return "AND" not in one.prompt + other.prompt and networks_of(one, one.prompt) == networks_of(other, other.prompt)
+    """Whether two pictures' prompts, of both passes, have as many parts of equal weights, and name the same LoRAs."""
+    return all(
+        a == b or ("AND" not in a + b and networks_of(one, a) == networks_of(other, b))
+        for a, b in zip(_texts(one), _texts(other), strict=True)
+    )
+
+
+def _texts(own: Request) -> tuple[str, ...]:
+    """Every prompt of a picture."""
+    hires = own.hires
+    second = () if hires is None else (hires.prompt or "", hires.negative_prompt or "")
+    return (own.prompt, own.negative_prompt, *second)
 
 
 def _bare(request: Request) -> Request:

@@ -225,7 +225,9 @@ class Steerer:
 
     def _net_path(self, control: extras.Control) -> Path:
         name = control.net or control.kind
-        if (path := Path(name).expanduser()).exists():
+        path = Path(name).expanduser()
+        # a folder that happens to be called like a kind is not meant
+        if path.exists() and (control.net is not None or len(path.parts) > 1 or path.suffix):
             return path
         known = self._nets()
         exact = [path for path in known if _stem(path).lower() == name.lower()]
