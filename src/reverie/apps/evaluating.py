@@ -14,13 +14,14 @@ def run_pictures(true: Path, drawn: Path, inception: Path | None, device: str, a
     """Print FID, KID, precision and recall of the pictures in `drawn` against those in `true`."""
     folders = [pictures_in(folder) for folder in (true, drawn)]
     network, where = open_inception(WEIGHTS["inception"].find(inception)), pick_device(device)
-    sets = []
+    found = []
     for name, pictures in zip(("true pictures", "drawn pictures"), folders, strict=True):
         with steps_progress(name) as progress:
-            sets.append(features_of(pictures, network, where, progress=progress))
-    discrepancy, both = kid(*sets), precision_recall(*sets)
+            found.append(features_of(pictures, network, where, progress=progress))
+    a, b = found
+    discrepancy, both = kid(a, b), precision_recall(a, b)
     numbers = {
-        "fid": fid(*sets), "kid": discrepancy.mean, "kid_deviation": discrepancy.deviation,
+        "fid": fid(a, b), "kid": discrepancy.mean, "kid_deviation": discrepancy.deviation,
         "precision": both.precision, "recall": both.recall,
         "true": len(folders[0]), "drawn": len(folders[1]),
     }  # fmt: skip

@@ -172,7 +172,7 @@ def _group(name: str, group: Any) -> str:
     left = dict(group)
     heads = [left.pop(key) for key in WRITTEN[name]]
     head = ":".join("|".join(part) if isinstance(part, list | tuple) else str(part) for part in heads)
-    settings = {}
+    settings: dict[str, Any] = {}
     for key, value in left.items():
         inside = "" if name == "guides" else f"{key}."
         inner = {f"{inside}{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}

@@ -55,8 +55,8 @@ class Result:
         """PIL pictures; saved as PNG they carry their request."""
         from reverie.engine.image import to_images
 
-        each = zip(self.pixels.split(1), self.own, self.models, strict=True)
-        return [image for pixels, own, model in each for image in to_images(pixels, [own], model)]
+        each = enumerate(zip(self.own, self.models, strict=True))
+        return [image for i, (own, model) in each for image in to_images(self.pixels[i : i + 1], [own], model)]
 
 
 def pictures_of(request: Request) -> list[Picture]:
