@@ -210,6 +210,8 @@ def test_the_error_says_which_image_encoder_to_give(adapter: IpAdapter, kind: An
 
 
 def test_an_image_encoder_is_found_beside_or_in_the_library(parts: Parts, tmp_path: Path) -> None:
+    tmp_path = tmp_path / "library" / "adapters"  # what lies around is looked at, too
+    tmp_path.mkdir(parents=True)
     adapter = open_ip_adapter(file_for(parts, tmp_path, name="models.safetensors"), parts)
     refused("give an encoder of 48 channels as image_encoder", image_encoder_for, adapter)
     library = tmp_path / "clip_vision"

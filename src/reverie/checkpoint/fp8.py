@@ -36,7 +36,7 @@ def unscaled(file: WeightFile) -> WeightFile:
     tensors = dict(file.tensors)
     for name in file.tensors:
         layer, _, last = name.rpartition(".")
-        if last == FORMAT:
+        if last == FORMAT and layer:
             _check_format(file, name)
             del tensors[name]
         elif last == MARKER and tensors[name].dtype in PACKINGS and tensors[name].count <= 2:

@@ -224,5 +224,5 @@ def read_config(kind: type[Run], path: Path) -> Run:
         raise ConfigError(f"{path} is not TOML: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"] if part not in {"set", "scenes"})
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
