@@ -35,7 +35,8 @@ def main() -> None:
     edges = [Image.fromarray(load_all()["canny"].run(np.asarray(picture))) for picture in as_images(pixels)]
     rows: dict[str, list[Image.Image]] = {"edges": edges[:SHOWN]}
     for name, controlled, loras in (
-        ("prompt alone", False, ()), ("edges", True, ()), ("LoRA", False, ("cyanotype",)), ("both", True, ("cyanotype",)),
+        ("prompt alone", False, ()), ("edges", True, ()),
+        ("LoRA", False, ("cyanotype",)), ("both", True, ("cyanotype",)),
     ):  # fmt: skip
         count = given.count if not loras else SHOWN
         drawn = [drawing(model, captions[i], edges[i] if controlled else None, loras) for i in range(count)]
