@@ -11,7 +11,7 @@ from torch import Tensor
 from reverie.train.config import AutoencoderRun, DiffusionRun
 from reverie.train.loop import Report, Trainer
 from reverie.train.methods import AutoencoderMethod, DiffusionMethod
-from tests import tiny
+from tests.vocabulary import tokenizer_folder
 
 SIZE = 16
 CPU = torch.device("cpu")
@@ -55,7 +55,7 @@ def diffusion_run(root: Path, autoencoder: Path, out: str = "model", **settings:
             "model": {"block_out_channels": (16, 32), "attention": (True, False), "heads": 2, "groups": 8,
                       "text_width": 16, "text_layers": 1, "text_heads": 2, "text_positions": 12},
             "autoencoder": autoencoder,
-            "tokenizer": tiny.tokenizer_folder(root / "tokenizer", merges_kept=200),
+            "tokenizer": tokenizer_folder(root / "tokenizer", merges_kept=200),
             "defaults": {"steps": 4, "width": SIZE, "height": SIZE},
         }
     )  # fmt: skip

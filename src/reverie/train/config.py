@@ -205,7 +205,49 @@ class ControlRun(TuningRun):
     widths: list[int] | None = None
 
 
-Run = TypeVar("Run", AutoencoderRun, DiffusionRun, LoraRun, ControlRun)
+class JudgeModel(Section):
+    """Shape of the judge; see `reverie.nets.judge.JudgeConfig`. Widths are multiples of 8."""
+
+    finder: tuple[int, int, int] = (16, 24, 48)
+    namer: tuple[int, int, int] = (32, 64, 128)
+    hidden: int = Field(256, gt=0)
+
+
+class Blemishes(Section):
+    """What is done to true pictures, so that what was drawn is judged as fairly.
+
+    Attributes:
+        bend: pixels by which parts of a picture are moved.
+        soften: share of pictures that are blurred.
+        tint: by how much brightness, contrast and each colour channel change.
+        noise: the most noise, where pixels are in [-1, 1].
+        encode: share of pictures that go through the autoencoder, if there is one.
+        latent_noise: the most noise on their latents, which have variance 1.
+    """
+
+    bend: float = Field(1.2, ge=0)
+    soften: float = Field(0.4, ge=0, le=1)
+    tint: float = Field(0.08, ge=0, lt=1)
+    noise: float = Field(0.12, ge=0)
+    encode: float = Field(0.25, ge=0, le=1)
+    latent_noise: float = Field(0.25, ge=0)
+
+
+class JudgeRun(Section):
+    """`reverie train judge CONFIG.toml`.
+
+    Attributes:
+        autoencoder: folder of a trained autoencoder, which some pictures go through.
+    """
+
+    data: ScenesConfig
+    loop: LoopConfig
+    model: JudgeModel = JudgeModel()
+    blemishes: Blemishes = Blemishes()
+    autoencoder: Path | None = None
+
+
+Run = TypeVar("Run", AutoencoderRun, DiffusionRun, LoraRun, ControlRun, JudgeRun)
 
 
 def read_config(kind: type[Run], path: Path) -> Run:

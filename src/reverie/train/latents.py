@@ -2,13 +2,15 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from reverie.nets.autoencoder import Autoencoder
-from reverie.train.data import Batch, Examples, PictureSet
+from reverie.train.data import Examples, PictureSet
+
+T = TypeVar("T")
 
 AHEAD = 3  # batches that are prepared while one is learned
 ENCODED = 64  # pictures encoded at once
@@ -68,19 +70,19 @@ def encoded(vae: Autoencoder, pixels: Tensor) -> Tensor:
     return vae.config.scaled(vae.encode(pixels)[0])
 
 
-class Ahead:
+class Ahead(Generic[T]):
     """A function of a number, computed for the numbers to come while the last answer is used.
 
     Args:
         stride: from one number to the next: as many as there are devices.
     """
 
-    def __init__(self, make: Callable[[int], Batch], stride: int) -> None:
+    def __init__(self, make: Callable[[int], T], stride: int) -> None:
         self._make, self._stride = make, stride
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
-        self._futures: dict[int, Future[Batch]] = {}
+        self._futures: dict[int, Future[T]] = {}
 
-    def __call__(self, number: int) -> Batch:
+    def __call__(self, number: int) -> T:
         """The answer for `number`."""
         wanted = self._futures.pop(number, None)
         answer = self._make(number) if wanted is None else wanted.result()
