@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
 PACKAGES = ("torch", "numpy", "safetensors", "tokenizers", "pydantic", "typer")
 
 
@@ -46,6 +47,17 @@ def write(name: str, figures: dict[str, Any]) -> None:
     text = json.dumps({"figures": figures, "machine": machine()}, indent=2)
     (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     print(text)
+
+
+def into_document(heading: str, text: str) -> None:
+    """Put a table under its heading in docs/performance.md; what else the document says stays."""
+    old = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else "# Performance\n"
+    before, _, after = old.partition(f"{heading}\n")
+    comment, mark, rest = after.partition("<!-- measured -->\n")
+    kept, _, tail = (rest if mark else "").partition("<!-- end -->\n")
+    del kept
+    own = f"{heading}\n{comment if mark else chr(10)}<!-- measured -->\n{text}\n<!-- end -->\n"
+    DOCUMENT.write_text(f"{before.rstrip()}\n\n{own}{tail if mark else after}", encoding="utf-8")
 
 
 def _cpuinfo() -> list[str]:

@@ -10,6 +10,7 @@ what is this process's own (anonymous), and with the mapped pages of the files t
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,11 +23,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from common import machine, write
+from common import into_document, machine, write
 
 ORACLES = ("diffusers", "transformers", "accelerate")
 MODELS = {"sd15": "SD 1.5", "sdxl": "SDXL", "sd35": "SD 3.5 medium without T5"}
-DOCUMENT, HEADING = Path(__file__).parent.parent / "docs" / "performance.md", "## Opening a model"
+HEADING = "## Opening a model"
 Open = Callable[[], Iterable[Any]]
 """Opens a model and gives its networks."""
 
@@ -210,7 +211,9 @@ def timed(open_: Open) -> dict[str, float]:
 
 def measure(opener: str, path: Path, precision: str) -> dict[str, float]:
     command = [sys.executable, __file__, "--child", opener, str(path), precision]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory() as cache:  # nothing is known of the files yet
+        environment = os.environ | {"XDG_CACHE_HOME": cache}
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -252,8 +255,8 @@ def spread(values: list[float]) -> dict[str, float]:
 def table(figures: dict[str, Any], place: dict[str, Any]) -> str:
     """The figures in Markdown."""
     columns = (
-        "open s", "open work s", "open and read s", "open and read work s", "second open and read s", "own GB",
-        "total GB",
+        "open s", "open work s", "open and read s", "open and read work s", "second open and read s",
+        "second open and read work s", "own GB", "total GB",
     )  # fmt: skip
     lines = [f"| what | by | {' | '.join(columns)} |", f"|---|---|{'---:|' * len(columns)}"]
     for name, found in figures.items():
@@ -266,22 +269,12 @@ def table(figures: dict[str, Any], place: dict[str, Any]) -> str:
         f"cache. {place['cores']} cores of {place['cpu']} ({', '.join(place['instructions'])}), Python "
         f"{place['python']}, {versions}; commit {place['commit']}. `open` is the call that gives the model; `read` "
         "also reads every weight: ours checks each for NaN and brings it to the precision it computes in, theirs "
-        "are summed. `work` is the time of all threads on processors. `own` is the memory of the process alone "
+        "are summed. `second` is the same once more: what is known to be sound is not read again before it is used. "
+        "`work` is the time of all threads on processors. `own` is the memory of the process alone "
         "beyond the imports, `total` with the pages of the mapped file, which the system takes back when it needs "
         "them."
     )
     return "\n".join([*lines, "", note])
-
-
-def into_document(text: str) -> None:
-    """Put the table under its heading; what else the document says stays."""
-    old = DOCUMENT.read_text(encoding="utf-8") if DOCUMENT.exists() else "# Performance\n"
-    before, _, after = old.partition(f"{HEADING}\n")
-    comment, mark, rest = after.partition("<!-- measured -->\n")
-    kept, _, tail = (rest if mark else "").partition("<!-- end -->\n")
-    del kept
-    own = f"{HEADING}\n{comment if mark else chr(10)}<!-- measured -->\n{text}\n<!-- end -->\n"
-    DOCUMENT.write_text(f"{before.rstrip()}\n\n{own}{tail if mark else after}", encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -297,4 +290,4 @@ if __name__ == "__main__":
         where = machine()
         where["packages"] |= {name: version(name) for name in ORACLES}
         write("open_models", measured)
-        into_document(table(measured, where))
+        into_document(HEADING, table(measured, where))

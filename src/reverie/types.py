@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -17,6 +17,15 @@ SkipTap: TypeAlias = "Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]"
 
 FeatureTap: TypeAlias = "Callable[[Tensor], Tensor]"
 """`features -> features (B, C, h, w)`, where a step of a U-Net has just said them."""
+
+BeyondTap: TypeAlias = "Callable[[Tensor, Tensor, Callable[[], Tensor]], Tensor]"
+"""`(before, seen, usual) -> found`: answers instead of all that lies beyond a place of a network.
+
+`before` is what the part on this side began with, `seen` what it ended with; `usual()` is what lies beyond would find.
+"""
+
+MergeTap: TypeAlias = "Callable[[Tensor], tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]"
+"""`tokens (B, N, C) -> (merge, unmerge)`: to fewer tokens `(B, M, C)` before self-attention, and back to all."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +44,9 @@ class Taps:
             `transformer_blocks.7` (what that block of a diffusion transformer says of the picture).
         features: by the path of a step of a U-Net: `down_blocks.1.0` and `up_blocks.2.1` (a residual block and the
             transformer behind it), or `mid_block`.
+        beyond: at one place: `skips.2` of a U-Net, what comes back up to meet the third map of the way down; or
+            `transformer_blocks.0` of a diffusion transformer, what its other blocks make of the picture's tokens.
+        merging: by the path of a transformer block of a U-Net.
     """
 
     attention: Mapping[str, AttentionTap] = field(default_factory=dict)
@@ -42,6 +54,8 @@ class Taps:
     skips: Mapping[str, SkipTap] = field(default_factory=dict)
     added: Mapping[str, Tensor] = field(default_factory=dict)
     features: Mapping[str, FeatureTap] = field(default_factory=dict)
+    beyond: Mapping[str, BeyondTap] = field(default_factory=dict)
+    merging: Mapping[str, MergeTap] = field(default_factory=dict)
 
     def with_(self, other: Taps) -> Taps:
         """Both. What they add is added up; where both tap another place, `other` does."""
@@ -52,6 +66,8 @@ class Taps:
             {**self.skips, **other.skips},
             {**other.added, **sums},
             {**self.features, **other.features},
+            {**self.beyond, **other.beyond},
+            {**self.merging, **other.merging},
         )
 
     def plus(self, path: str, features: Tensor) -> Tensor:
@@ -61,6 +77,20 @@ class Taps:
     def changed(self, path: str, features: Tensor) -> Tensor:
         """Features of a step as they go on."""
         return self.features[path](features) if path in self.features else features
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which evaluation of a run this is: what is kept from one to the next is kept by it.
+
+    Attributes:
+        number: of the point that `denoise` was asked about, from 0; several evaluations may be at one point.
+        names: of the conditions in the batch, in their order; at the next point each has the same name. None for one
+            of which nothing is to be kept.
+    """
+
+    number: int
+    names: tuple[Hashable, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +104,7 @@ class Cond:
         taps: how this evaluation differs inside the network.
         images: for each picture prompt (IP-Adapter) `(B, T, D)`, the tokens of its pictures.
         control: `(B,)`, 1 on rows that one-sided control nets act on, 0 on others; on all alike where it is None.
+        asked: which evaluation this is; None where nobody counts.
     """
 
     context: Tensor
@@ -82,6 +113,7 @@ class Cond:
     taps: Taps | None = None
     images: tuple[Tensor, ...] = ()
     control: Tensor | None = None
+    asked: Asked | None = None
 
 
 Denoise: TypeAlias = Callable[["Tensor", float], "Tensor"]

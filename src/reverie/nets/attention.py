@@ -115,9 +115,19 @@ class TransformerBlock(nn.Module):
         """`x (B, N, width)`, `context (B, M, context_width)` -> `(B, N, width)`."""
         if taps and self.path in taps.bypass:
             return x
-        x = x + self.attn1(self.norm1(x), context if self.cross_only else None, taps)
+        x = x + self._self_attention(x, context, taps)
         x = x + self.attn2(self.norm2(x), context, taps)
         result: Tensor = x + self.ff(self.norm3(x))
+        return result
+
+    def _self_attention(self, x: Tensor, context: Tensor, taps: Taps | None) -> Tensor:
+        result: Tensor
+        y, seen = self.norm1(x), context if self.cross_only else None
+        if taps and self.path in taps.merging:
+            merge, unmerge = taps.merging[self.path](x)
+            result = unmerge(self.attn1(merge(y), seen, taps))
+        else:
+            result = self.attn1(y, seen, taps)
         return result
 
 

@@ -1,4 +1,4 @@
-"""CLIP's text encoder (Radford et al. 2021), the part that Stable Diffusion conditions on."""
+"""CLIP's text encoder (Radford et al. 2021), the part that Stable Diffusion conditions on; CLIP's layers."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from typing import TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from reverie.nets.attention import attention
 
 
 @dataclass(frozen=True)
@@ -57,28 +59,34 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Causal multi-head attention with `q_proj`, `k_proj`, `v_proj`, `out_proj`."""
+    """Multi-head attention with `q_proj`, `k_proj`, `v_proj`, `out_proj`.
 
-    def __init__(self, width: int, heads: int) -> None:
+    Args:
+        causal: whether a position sees those before it alone (text), or every other (patches of a picture).
+    """
+
+    def __init__(self, width: int, heads: int, *, causal: bool = True) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.causal = heads, causal
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`x (B, L, width)`, `mask (B, L)`, False where no position may look -> `(B, L, width)`."""
+        """`x (B, L, width)`, `mask (B, L)` of causal ones, False where no position may look -> `(B, L, width)`."""
         batch, length, width = x.shape
         q, k, v = (
             proj(x).view(batch, length, self.heads, width // self.heads).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        if mask is None:
+        if not self.causal:
+            out = attention(q, k, v)
+        elif mask is None:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            causal = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=causal & mask[:, None, None, :])
+            before = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=before & mask[:, None, None, :])
         result: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
         return result
 
@@ -99,11 +107,11 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm transformer layer."""
+    """One pre-norm transformer layer, of text or of pictures; see `SelfAttention`."""
 
-    def __init__(self, config: ClipTextConfig) -> None:
+    def __init__(self, config: ClipTextConfig, *, causal: bool = True) -> None:
         super().__init__()
-        self.self_attn = SelfAttention(config.width, config.heads)
+        self.self_attn = SelfAttention(config.width, config.heads, causal=causal)
         self.layer_norm1 = nn.LayerNorm(config.width, eps=config.eps)
         self.mlp = Mlp(config)
         self.layer_norm2 = nn.LayerNorm(config.width, eps=config.eps)
@@ -118,9 +126,9 @@ class Layer(nn.Module):
 class LayerStack(nn.Module):
     """The layers, under the name that the published files give them."""
 
-    def __init__(self, config: ClipTextConfig) -> None:
+    def __init__(self, config: ClipTextConfig, *, causal: bool = True) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config, causal=causal) for _ in range(config.layers))
 
 
 class TextTransformer(nn.Module):

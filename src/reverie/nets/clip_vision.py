@@ -8,8 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from reverie.errors import RequestError
-from reverie.nets.attention import attention
-from reverie.nets.clip_text import ClipTextConfig, Layer, SelfAttention
+from reverie.nets.clip_text import ClipTextConfig, LayerStack
 
 # Of the pictures that CLIP was trained on, red, green, blue: openai/CLIP `clip.py: _transform`.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -48,6 +47,7 @@ class ClipVisionConfig:
         return ClipTextConfig(
             width=self.width,
             inner_width=self.inner_width,
+            layers=self.layers,
             heads=self.heads,
             activation=self.activation,
             eps=self.eps,
@@ -71,36 +71,6 @@ class PatchEmbeddings(nn.Module):
         return result
 
 
-class FullAttention(SelfAttention):
-    """Attention in which every patch sees every other."""
-
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`x (B, N, width)` -> `(B, N, width)`; nothing is masked."""
-        batch, length, width = x.shape
-        q, k, v = (
-            proj(x).view(batch, length, self.heads, width // self.heads).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        result: Tensor = self.out_proj(attention(q, k, v).transpose(1, 2).flatten(2))
-        return result
-
-
-class VisionLayer(Layer):
-    """The text encoder's layer, its attention not causal."""
-
-    def __init__(self, config: ClipVisionConfig) -> None:
-        super().__init__(config.layer)
-        self.self_attn = FullAttention(config.width, config.heads)
-
-
-class VisionStack(nn.Module):
-    """The layers, under the name that the published files give them."""
-
-    def __init__(self, config: ClipVisionConfig) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config.layers))
-
-
 class VisionTransformer(nn.Module):
     """Embeddings, norm, layers, norm of the first token. (`pre_layrnorm` is spelled as in the published files.)"""
 
@@ -108,7 +78,7 @@ class VisionTransformer(nn.Module):
         super().__init__()
         self.embeddings = PatchEmbeddings(config)
         self.pre_layrnorm = nn.LayerNorm(config.width, eps=config.eps)
-        self.encoder = VisionStack(config)
+        self.encoder = LayerStack(config.layer, causal=False)
         self.post_layernorm = nn.LayerNorm(config.width, eps=config.eps)
 
 

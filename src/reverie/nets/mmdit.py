@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reverie.errors import RequestError
 from reverie.nets.blocks import TimestepEmbedding, timestep_embedding
-from reverie.types import Taps
+from reverie.types import BeyondTap, Taps
 
 NORM_EPS = 1e-6  # of every norm; DiT, sd3-ref mmdit.py
 TIME_WIDTH = 256  # of the sines and cosines of the timestep; DiT `frequency_embedding_size`
@@ -354,16 +354,37 @@ class MMDiT(nn.Module):
         """
         if unknown := sorted(skip - set(range(self.config.layers))):
             raise RequestError(f"no block {unknown[0]} to skip: the model has blocks 0 to {self.config.layers - 1}")
-        tokens = self.pos_embed(x)
+        if skip:
+            paths = frozenset(f"transformer_blocks.{index}" for index in skip)
+            taps = (taps or Taps()).with_(Taps(bypass=paths))
+        before = self.pos_embed(x)
         conditioning = self.time_text_embed(timesteps, vector)
-        text = self.context_embedder(context)
-        for index, block in enumerate(self.transformer_blocks):
-            if index not in skip:
-                tokens, text = block(tokens, text, conditioning, taps)
-            if taps:
-                tokens = taps.plus(f"transformer_blocks.{index}", tokens)
+        near, tap = self._tapped(taps)
+        seen, text = self._through(range(near), before, self.context_embedder(context), conditioning, taps)
+
+        def beyond() -> Tensor:
+            return self._through(range(near, self.config.layers), seen, text, conditioning, taps)[0]
+
+        tokens = tap(before, seen, beyond) if tap else beyond()
         scale, shift = self.norm_out(conditioning)
         return self._unpatched(self.proj_out(modulated(normalised(tokens), shift, scale)), *x.shape[-2:])
+
+    def _through(
+        self, indices: range, tokens: Tensor, text: Tensor, conditioning: Tensor, taps: Taps | None
+    ) -> tuple[Tensor, Tensor]:
+        """What some blocks, one after the other, make of both rows of tokens."""
+        for index in indices:
+            tokens, text = self.transformer_blocks[index](tokens, text, conditioning, taps)
+            if taps:
+                tokens = taps.plus(f"transformer_blocks.{index}", tokens)
+        return tokens, text
+
+    def _tapped(self, taps: Taps | None) -> "tuple[int, BeyondTap | None]":
+        """How many blocks are on this side of `Taps.beyond`, and what answers for the rest."""
+        if not taps or not taps.beyond:
+            return self.config.layers, None
+        ((place, tap),) = taps.beyond.items()
+        return int(place.removeprefix("transformer_blocks.")) + 1, tap
 
     def _unpatched(self, tokens: Tensor, height: int, width: int) -> Tensor:
         """`(B, N, patch * patch * C)`, row by row -> `(B, C, height, width)`."""

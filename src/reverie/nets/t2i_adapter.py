@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reverie.errors import RequestError
-from reverie.nets.clip_vision import ClipVisionConfig, VisionLayer
+from reverie.nets.clip_text import ClipTextConfig, Layer
 
 Kind: TypeAlias = Literal["full_adapter", "full_adapter_xl", "light_adapter"]
 
@@ -143,10 +143,10 @@ class StyleAdapter(nn.Module):
     def __init__(self, config: StyleAdapterConfig) -> None:
         super().__init__()
         self.config = config
-        shape = ClipVisionConfig(width=config.source, inner_width=4 * config.source, heads=config.heads)
+        shape = ClipTextConfig(width=config.source, inner_width=4 * config.source, heads=config.heads)
         self.style_embedding = nn.Parameter(torch.zeros(1, config.tokens, config.source))
         self.ln_pre = nn.LayerNorm(config.source)
-        self.layers = nn.ModuleList(VisionLayer(shape) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Layer(shape, causal=False) for _ in range(config.layers))
         self.ln_post = nn.LayerNorm(config.source)
         self.proj = nn.Linear(config.source, config.width, bias=False)
 

@@ -1,5 +1,6 @@
 """The denoising U-Net with cross-attention to the prompt (Rombach et al. 2022)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -17,7 +18,7 @@ from reverie.nets.blocks import (
     guidance_embedding,
     timestep_embedding,
 )
-from reverie.types import Taps
+from reverie.types import BeyondTap, Taps
 
 NORM_EPS = 1e-5  # of the residual blocks and the last norm; CompVis `normalization`, diffusers `norm_eps`
 
@@ -106,13 +107,21 @@ class DownBlock(nn.Module):
         self.path = ""
         last = level == len(config.block_out_channels) - 1
         self.downsamplers = None if last else nn.ModuleList([Downsample(width)])
+        self.steps = config.layers_per_block + (not last)
 
     def forward(
-        self, x: Tensor, time: Tensor, context: Tensor, taps: Taps | None = None
+        self, x: Tensor, time: Tensor, context: Tensor, taps: Taps | None = None, steps: range | None = None
     ) -> tuple[Tensor, list[Tensor]]:
-        """Returns the smaller map and every map that the way up will want."""
+        """Returns the last map and every map that the way up will want.
+
+        Args:
+            steps: which of them to do: residual blocks, then what makes the map smaller; all if None.
+        """
+        steps = range(self.steps) if steps is None else steps
         skips = []
         for j, resnet in enumerate(self.resnets):
+            if j not in steps:
+                continue
             x = resnet(x, time)
             if self.attentions is not None:
                 x = self.attentions[j](x, context, taps)
@@ -120,7 +129,7 @@ class DownBlock(nn.Module):
                 x = taps.changed(f"{self.path}.{j}", x)
                 x = taps.plus(self.path, x) if j == len(self.resnets) - 1 else x
             skips.append(x)
-        if self.downsamplers is not None:
+        if self.downsamplers is not None and len(self.resnets) in steps:
             x = self.downsamplers[0](x)
             if taps:
                 x = taps.plus(f"{self.path}.downsamplers", x)
@@ -170,13 +179,27 @@ class UpBlock(nn.Module):
         )
         self.attentions = _attentions(config, level, config.up_depths(level))
         self.upsamplers = nn.ModuleList([Upsample(width)]) if level > 0 else None
+        self.steps = count
 
     def forward(
-        self, x: Tensor, skips: list[Tensor], time: Tensor, context: Tensor, taps: Taps | None = None
+        self,
+        x: Tensor,
+        skips: list[Tensor],
+        time: Tensor,
+        context: Tensor,
+        taps: Taps | None = None,
+        steps: range | None = None,
     ) -> Tensor:
-        """Takes its maps from the end of `skips`."""
+        """Takes its maps from the end of `skips`.
+
+        Args:
+            steps: which of its residual blocks to do, the last with what makes the map larger; all if None.
+        """
+        steps = range(self.steps) if steps is None else steps
         tap = taps.skips.get(self.path) if taps else None
         for j, resnet in enumerate(self.resnets):
+            if j not in steps:
+                continue
             skip = skips.pop()
             if tap:
                 x, skip = tap(x, skip)
@@ -185,7 +208,7 @@ class UpBlock(nn.Module):
                 x = self.attentions[j](x, context, taps)
             if taps:
                 x = taps.changed(f"{self.path}.{j}", x)
-        if self.upsamplers is not None:
+        if self.upsamplers is not None and self.steps - 1 in steps:
             h, w = skips[-1].shape[-2:]
             x = self.upsamplers[0](x, (h, w))
         return x
@@ -233,14 +256,33 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         if hint is not None:
             x = x + hint
-        skips = [x]
-        for down in self.down_blocks:
-            x, new = down(x, time, context, taps)
-            skips += new
-        if self.mid_block is not None:
-            x = self.mid_block(x, time, context, taps)
-            x = taps.changed("mid_block", x) if taps else x
-        return x, skips
+        skips = self.lowered([x], self.maps, time, context, taps)
+        return self.middle(skips[-1], time, context, taps), skips
+
+    @property
+    def maps(self) -> int:
+        """How many maps the way up will want: that of `conv_in`, and one for each step down."""
+        return 1 + sum(steps for _, steps in _stages(self.down_blocks))
+
+    def lowered(
+        self, skips: list[Tensor], count: int, time: Tensor, context: Tensor, taps: Taps | None = None
+    ) -> list[Tensor]:
+        """The first `count` maps, of which `skips` are there."""
+        found, x, done = list(skips), skips[-1], 1
+        for block, steps in _stages(self.down_blocks):
+            todo = range(max(len(skips) - done, 0), min(count - done, steps))
+            if todo:
+                x, new = block(x, time, context, taps, todo)
+                found += new
+            done += steps
+        return found
+
+    def middle(self, x: Tensor, time: Tensor, context: Tensor, taps: Taps | None = None) -> Tensor:
+        """What the middle makes of the last map."""
+        if self.mid_block is None:
+            return x
+        x = self.mid_block(x, time, context, taps)
+        return taps.changed("mid_block", x) if taps else x
 
     def _time(self, timesteps: Tensor, guidance: Tensor | None, dtype: torch.dtype) -> Tensor:
         embedding = timestep_embedding(timesteps, self.config.block_out_channels[0]).to(dtype)
@@ -299,17 +341,57 @@ class UNet(Encoder):
             `(B, out_channels, h, w)`.
 
         Raises:
-            RequestError: a vector or guidance that the model needs is missing, or `x` or the vector not of its width.
+            RequestError: a vector or guidance that the model needs is missing, `x` or the vector not of its width, or
+                a map that is tapped but not there.
         """
         time = self.timed(x, timesteps, vector, guidance)
-        x, skips = self.encoded(x, time, context, taps)
-        if taps:
-            skips = [taps.plus(f"skips.{i}", skip) for i, skip in enumerate(skips)]
-            x = taps.plus("mid_block", x)
-        for up in self.up_blocks:
-            x = up(x, skips, time, context, taps)
+        near, tap = self._tapped(taps)
+        skips = self.lowered([self.conv_in(x)], near, time, context, taps)
+
+        def beyond() -> Tensor:
+            every = self.lowered(skips, self.maps, time, context, taps)
+            y = self.middle(every[-1], time, context, taps)
+            y = taps.plus("mid_block", y) if taps else y
+            return self._raised(y, every, near, time, context, taps)
+
+        x = tap(skips[0], skips[-1], beyond) if tap else beyond()
+        x = self._raised(x, skips, 0, time, context, taps)
         result: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return result
+
+    def _tapped(self, taps: Taps | None) -> "tuple[int, BeyondTap | None]":
+        """How many maps are on this side of `Taps.beyond`, all where it is not used; and what answers for the rest."""
+        if not taps or not taps.beyond:
+            return self.maps, None
+        ((place, tap),) = taps.beyond.items()
+        number = int(place.removeprefix("skips."))
+        if number >= self.maps - 1:
+            raise RequestError(
+                f"nothing lies beyond map {number} of this U-Net: the last one before is {self.maps - 2}"
+            )
+        return number + 1, tap
+
+    def _raised(
+        self, x: Tensor, skips: list[Tensor], left: int, time: Tensor, context: Tensor, taps: Taps | None
+    ) -> Tensor:
+        """The way up over the last of these maps, until `left` of them are left."""
+        there = list(skips)
+        if taps:
+            there[left:] = [taps.plus(f"skips.{left + i}", skip) for i, skip in enumerate(skips[left:])]
+        upto = self.maps  # blocks take them from the last
+        for block, steps in _stages(self.up_blocks):
+            todo = range(max(upto - len(skips), 0), min(upto - left, steps))
+            if todo:
+                x = block(x, there, time, context, taps, todo)
+            upto -= steps
+        return x
+
+
+def _stages(blocks: nn.ModuleList) -> Iterator[tuple[nn.Module, int]]:
+    """The blocks of the way down or up, and how many steps each of them has."""
+    for block in blocks:
+        assert isinstance(block, DownBlock | UpBlock)
+        yield block, block.steps
 
 
 def _vector_embedding(config: UNetConfig) -> nn.Module:

@@ -8,8 +8,9 @@
 The guides themselves are in `sampling/guides`, one a file.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -21,7 +22,7 @@ from reverie.diffusion.parameterisation import Parameterisation
 from reverie.errors import RequestError
 from reverie.sampling.curves import numbers, scheduled
 from reverie.sampling.tapping import recording
-from reverie.types import Cond, Predict, Taps
+from reverie.types import Asked, Cond, Predict, Taps
 
 CLOSE = 1e-6  # relative; sigmas that differ less are one: float32's rounding is 6e-8, neighbours differ by 1e-3
 
@@ -63,8 +64,16 @@ class Clock:
 
     def within(self, sigma: float, start: float, end: float) -> bool:
         """Whether this step is among those from `start` up to `end`, fractions of all steps."""
-        progress = self.progress(sigma)
-        return start - CLOSE <= progress < end - CLOSE
+        return during(self.progress(sigma), start, end)
+
+
+def during(progress: float, start: float, end: float) -> bool:
+    """Whether a step is among those from `start` up to `end`, fractions of all steps.
+
+    Args:
+        progress: share of the steps that came before it.
+    """
+    return start - CLOSE <= progress < end - CLOSE
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,15 @@ class Conditions:
             what = "the empty prompt" if role == "empty" else "a model that is shown a picture"
             raise RequestError(f"this guidance needs {what}, which there is not here")
         return ((1.0, cond),)
+
+    def each(self) -> Iterator[tuple[tuple[Hashable, ...], Cond]]:
+        """Every condition, and what it is: role and place among those of its role."""
+        for role, parts in (("positive", self.positive), ("negative", self.negative)):
+            for i, (_, cond) in enumerate(parts):
+                yield (role, i), cond
+        for role, one in (("empty", self.empty), ("image_negative", self.image_negative)):
+            if one is not None:
+                yield (role,), one
 
 
 BASES: dict[Role, Role] = {"positive": "negative", "negative": "empty"}
@@ -222,19 +240,25 @@ class Answers:
         memory: what guides keep from step to step, one for each run.
     """
 
-    def __init__(self, run: _Run, x: Tensor, sigma: float, conds: Conditions) -> None:
+    def __init__(
+        self, run: _Run, x: Tensor, sigma: float, conds: Conditions, number: int, place: tuple[Hashable, ...] = ()
+    ) -> None:
         clock, weight = run.clock, run.guidance.weight
         self.x, self.sigma, self.conds = x, sigma, conds
         self.index, self.steps, self.progress = clock.index(sigma), clock.steps, clock.progress(sigma)
         self.following = clock.following(sigma)
         self.scale, self.active = weight.at(clock, sigma), weight.active(clock, sigma)
         self.memory = run.memory
-        self._run = run
+        self._run, self._number, self._place = run, number, place
+        self._elsewhere = itertools.count()
         self._given: dict[Role, Tensor] = {}
         self._mixed: dict[Role, Tensor] = {}
         self._known: dict[Cond, Tensor] = {}
         self._wanted: dict[Cond, None] = {}
         self._maps: dict[Cond, dict[str, Tensor]] = {}
+        self._names: dict[Cond, Hashable] = {}
+        for role, cond in conds.each():
+            self._names.setdefault(cond, (*place, *role))
 
     @property
     def positive(self) -> Tensor:
@@ -295,7 +319,8 @@ class Answers:
 
     def at(self, x: Tensor) -> "Answers":
         """What the network says about another `x` at the same sigma."""
-        return Answers(self._run, x, self.sigma, self.conds)
+        place = (*self._place, next(self._elsewhere))
+        return Answers(self._run, x, self.sigma, self.conds, self._number, place)
 
     def want(self, *roles: Role) -> None:
         """Announce answers that will be asked for, so that they go through the network together, in this order."""
@@ -316,13 +341,22 @@ class Answers:
             self._evaluate([c for c in waiting if alike(c, cond)])
         return self._known[cond]
 
-    def perturbed(self, taps: Taps) -> Tensor:
-        """`positive - x0 under the same conditions with taps`: where the network goes without what is tapped."""
+    def perturbed(self, taps: Taps, who: Hashable) -> Tensor:
+        """`positive - x0 under the same conditions with taps`: where the network goes without what is tapped.
+
+        Args:
+            who: asks; at every step the same.
+        """
         parts = self.conds.parts("positive")
         if _single(parts):
-            return self._plain("positive") - self.ask(tapped(parts[0][1], taps))
-        terms = [weight * (self.ask(cond) - self.ask(tapped(cond, taps))) for weight, cond in parts]
+            return self._plain("positive") - self.ask(self._tapped(parts[0][1], taps, who))
+        terms = [weight * (self.ask(cond) - self.ask(self._tapped(cond, taps, who))) for weight, cond in parts]
         return sum(terms, torch.zeros_like(self.x))
+
+    def _tapped(self, cond: Cond, taps: Taps, who: Hashable) -> Cond:
+        found = tapped(cond, taps)
+        self._names[found] = (self._names[cond], who)
+        return found
 
     def attention(self, role: Role, path: str) -> Tensor:
         """What a recorded layer looked at, `(B, N, M)`: mean over its heads, and over the parts of the condition.
@@ -354,7 +388,8 @@ class Answers:
         taps = recording(guidance.record, maps).with_(guidance.taps).with_(together.taps or Taps())
         tapping = bool(taps.attention or taps.bypass or taps.skips or taps.added or taps.features)
         x = torch.cat([self.x] * len(conds)) if len(conds) > 1 else self.x
-        answers = self._run.predict(x, self.sigma, replace(together, taps=taps if tapping else None))
+        asked = Asked(self._number, tuple(self._names.get(cond) for cond in conds))
+        answers = self._run.predict(x, self.sigma, replace(together, taps=taps if tapping else None, asked=asked))
         for i, (cond, answer) in enumerate(zip(conds, answers.chunk(len(conds)), strict=True)):
             self._known[cond] = answer
             self._maps[cond] = {path: found.chunk(len(conds))[i] for path, found in maps.items()}
@@ -385,6 +420,7 @@ class Guided:
     def __init__(self, run: _Run, conditions: Callable[[int], Conditions]) -> None:
         self._run = run
         self._conditions = conditions
+        self._count = itertools.count()
         self._last: Answers | None = None
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
@@ -402,7 +438,7 @@ class Guided:
         return self._last.negative
 
     def _answers(self, x: Tensor, sigma: float) -> Answers:
-        return Answers(self._run, x, sigma, self._conditions(self._run.clock.index(sigma)))
+        return Answers(self._run, x, sigma, self._conditions(self._run.clock.index(sigma)), next(self._count))
 
 
 def guided(

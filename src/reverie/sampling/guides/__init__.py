@@ -4,7 +4,6 @@ A guide's function is `(previous, context, **settings) -> Guidance`. Its setting
 and description are read from their annotations, so that a request is checked and `reverie guides` is printed from them.
 """
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reverie.diffusion.process import AnyProcess
-from reverie.errors import RequestError
+from reverie.errors import RequestError, unfit, unknown
 from reverie.registry import Registry
 from reverie.sampling.guidance import Answers, Guidance, Guide, Role, Weight
 from reverie.sampling.tapping import Layout
@@ -182,7 +181,7 @@ def away_from(
         strength = scale(answers.sigma) if callable(scale) else scale
         if strength == 0 or not answers.within(start, end):
             return x0
-        return x0 + strength * answers.perturbed(taps(answers))
+        return x0 + strength * answers.perturbed(taps(answers), pushed)
 
     return around(previous, pushed)
 
@@ -201,7 +200,5 @@ def _complaint(error: ValidationError, known: list[str]) -> str:
     first = error.errors()[0]
     name = str(first["loc"][0])
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"settings are {', '.join(known) or 'none'}"
-        return f"unknown setting {name!r}; {hint}"
-    return f"{name} is {first['input']!r}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        return unknown("setting", name, known)
+    return unfit(name, first["input"], first["msg"])
