@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from reverie.text.tokenizer import MERGES
+from tests.vocabulary import tokenizer_folder
 
 # The oracles. Their classes are built by untyped decorators, so that their types would only be in the way.
 diffusers: Any = import_module("diffusers")
@@ -31,30 +31,6 @@ SCHEDULER: dict[str, Any] = {
     "steps_offset": 1,
 }
 TOKENS = 49408  # 2 * 256 symbols of bytes, 48894 merges, start and end of text
-
-
-def tokenizer_folder(folder: Path, merges_kept: int | None = None, pad: str = "<|endoftext|>") -> Path:
-    """The published CLIP vocabulary, or its first merges alone, in the folder format of transformers."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = MERGES.read_text(encoding="utf-8")
-    if merges_kept is not None:
-        text = "\n".join(text.splitlines()[: merges_kept + 1]) + "\n"  # the first line is the version
-    merges = [line.replace(" ", "") for line in text.splitlines() if line and not line.startswith("#version")]
-    symbols = _byte_symbols()
-    # The order of openai/CLIP's simple_tokenizer.py: bytes, bytes that end a word, merges, the two marks.
-    tokens = [*symbols, *(s + "</w>" for s in symbols), *merges, "<|startoftext|>", "<|endoftext|>"]
-    vocab = {token: i for i, token in enumerate(tokens)}
-    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
-    (folder / "merges.txt").write_text(text, encoding="utf-8")
-    settings = {"model_max_length": 77, "pad_token": pad, "tokenizer_class": "CLIPTokenizer"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    return folder
-
-
-def _byte_symbols() -> list[str]:
-    """A printable character for each byte, printable bytes first (GPT-2's `bytes_to_unicode`)."""
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    return [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
 
 
 def scheduler_of(config: Mapping[str, Any]) -> Any:
@@ -219,7 +195,8 @@ COMFY_TEXTS: Texts = {
     "text_encoder_2": ("text_encoders.clip_g.transformer.", False),
     "text_encoder_3": ("text_encoders.t5xxl.transformer.", False),
 }
-OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+OPEN_CLIP = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+             "self_attn.out_proj": "attn.out_proj"}  # fmt: skip
 
 
 def open_clip_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -233,14 +210,36 @@ def open_clip_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
     if "text_projection.weight" in bare:
         found["text_projection"] = bare.pop("text_projection.weight").T.contiguous()
-    for name in [name for name in bare if ".q_proj." in name]:
-        _, _, layer, *_, leaf = name.split(".")
-        stacked = [bare.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
-        found[f"transformer.resblocks.{layer}.attn.in_proj_{leaf}"] = torch.cat(stacked)
+    return found | _open_clip_layers(bare)
+
+
+def open_clip_vision(tensors: Mapping[str, Tensor], prefix: str = "visual.") -> dict[str, Tensor]:
+    """An image encoder of transformers under OpenCLIP's names (its `transformer.py: VisionTransformer`)."""
+    bare = {name.removeprefix("vision_model."): t for name, t in tensors.items() if "position_ids" not in name}
+    found = {
+        "class_embedding": bare.pop("embeddings.class_embedding"),
+        "positional_embedding": bare.pop("embeddings.position_embedding.weight"),
+        "conv1.weight": bare.pop("embeddings.patch_embedding.weight"),
+        "proj": bare.pop("visual_projection.weight").T,
+    }
+    for ours, theirs in (("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post")):
+        found |= {f"{theirs}.{leaf}": bare.pop(f"{ours}.{leaf}") for leaf in ("weight", "bias")}
+    return {prefix + name: t.contiguous() for name, t in (found | _open_clip_layers(bare)).items()}
+
+
+def _open_clip_layers(bare: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`encoder.layers.0.mlp.fc1.weight` and the like: queries, keys and values are one tensor there."""
+    found = {}
     for name, t in bare.items():
         _, _, layer, *module, leaf = name.split(".")
-        inside = "attn.out_proj" if module == ["self_attn", "out_proj"] else OPEN_CLIP[".".join(module)]
-        found[f"transformer.resblocks.{layer}.{inside}.{leaf}"] = t
+        start, inside = f"transformer.resblocks.{layer}", ".".join(module)
+        if inside in OPEN_CLIP:
+            found[f"{start}.{OPEN_CLIP[inside]}.{leaf}"] = t
+        elif inside == "self_attn.q_proj":
+            stacked = [bare[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
+            found[f"{start}.attn.in_proj_{leaf}"] = torch.cat(stacked)
+        else:
+            assert inside in {"self_attn.k_proj", "self_attn.v_proj"}, name
     return found
 
 

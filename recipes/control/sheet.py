@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageOps
 
 from reverie.control.registry import Job, load_all
+from reverie.engine.grid import captioned
 from reverie.engine.image import save_image
 from reverie.engine.sources import read_picture
 from reverie.errors import ReverieError
@@ -25,7 +26,7 @@ from reverie.errors import ReverieError
 Array = npt.NDArray[np.float64]
 Pixels = npt.NDArray[np.uint8]
 
-CELL, LABEL, GAP, COLUMNS = 192, 22, 6, 6
+CELL, COLUMNS = 192, 6
 OF_PHOTO = (
     "canny", "softedge", "lineart", "lineart_realistic", "scribble", "scribble_xdog", "scribble_hed", "mlsd",
     "openpose", "segmentation_voc", "segmentation", "depth", "normal", "tile", "blur", "colour", "shuffle", "inpaint",
@@ -112,35 +113,29 @@ def drawn(name: str, picture: Pixels) -> Pixels | None:
         return None
 
 
-def cell(picture: Pixels, label: str) -> Image.Image:
-    """A picture on a square with its name below; a hole shows as chequers."""
+def square(picture: Pixels) -> Image.Image:
+    """A picture on a square; a hole shows as chequers."""
     image = Image.fromarray(picture)
     if picture.shape[2] == 4:
         rows, columns = np.mgrid[: picture.shape[0], : picture.shape[1]] // 16
         chequers = np.where((rows + columns) % 2, 205, 245).astype(np.uint8)
         image = Image.alpha_composite(Image.fromarray(chequers).convert("RGBA"), image).convert("RGB")
-    image.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
-    square = Image.new("RGB", (CELL, CELL + LABEL), "white")
-    square.paste(image, ((CELL - image.width) // 2, (CELL - image.height) // 2))
-    font = ImageFont.load_default(14)
-    ImageDraw.Draw(square).text((CELL / 2, CELL + LABEL / 2), label, fill="black", font=font, anchor="mm")
-    return square
+    return ImageOps.pad(image, (CELL, CELL), Image.Resampling.LANCZOS, color="white")
 
 
-def sheet(groups: list[list[Image.Image]]) -> Image.Image:
-    """Cells in rows; every group begins a new one."""
-    rows = [group[start : start + COLUMNS] for group in groups for start in range(0, len(group), COLUMNS)]
-    page = Image.new("RGB", (COLUMNS * (CELL + GAP) + GAP, len(rows) * (CELL + LABEL + GAP) + GAP), "white")
-    for row, cells in enumerate(rows):
-        for column, image in enumerate(cells):
-            page.paste(image, (GAP + column * (CELL + GAP), GAP + row * (CELL + LABEL + GAP)))
+def sheet(groups: list[dict[str, Pixels]]) -> Image.Image:
+    """Pictures over their names in rows; every group begins a new one."""
+    parts = [captioned([square(picture) for picture in group.values()], list(group), COLUMNS) for group in groups]
+    page = Image.new("RGB", (max(part.width for part in parts), sum(part.height for part in parts)), "white")
+    for n, part in enumerate(parts):
+        page.paste(part, (0, sum(above.height for above in parts[:n])))
     return page
 
 
-def made(names: tuple[str, ...], picture: Pixels) -> list[Image.Image]:
-    """A labelled cell for every preprocessor that runs here."""
+def made(names: tuple[str, ...], picture: Pixels) -> dict[str, Pixels]:
+    """The answer of every preprocessor that runs here."""
     answers = {name: drawn(name, picture) for name in names}
-    return [cell(answer, name) for name, answer in answers.items() if answer is not None]
+    return {name: answer for name, answer in answers.items() if answer is not None}
 
 
 def main() -> int:
@@ -152,9 +147,9 @@ def main() -> int:
     try:
         photo = np.asarray(read_picture(options.photo).convert("RGB"))
         view, depth = room()
-        first = [cell(photo, "a photograph"), *made(OF_PHOTO, photo)]
-        second = [cell(view, "a drawn room"), *made(OF_ROOM, view)]
-        second += [cell(depth, "its depth"), *made(("normal_from_depth",), depth)]
+        first = {"a photograph": photo} | made(OF_PHOTO, photo)
+        second = {"a drawn room": view} | made(OF_ROOM, view) | {"its depth": depth}
+        second |= made(("normal_from_depth",), depth)
         save_image(sheet([first, second]), options.out, metadata=False)
     except (ReverieError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

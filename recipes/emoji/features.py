@@ -5,19 +5,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageOps
 
 import reverie
 from reverie.engine.animation import save_animation
 from reverie.engine.bundle import Model
-from reverie.engine.canvas import resized
-from reverie.engine.grid import label_lines
+from reverie.engine.grid import captioned
 from reverie.engine.image import save_image
 from reverie.engine.sources import data_url, to_picture, to_tensor
 from reverie.engine.upscale import open_upscaler
 
 Cell = tuple[str, Image.Image]
-COLUMNS, SIZE, MARGIN, LABEL = 6, 192, 12, 42
+COLUMNS, SIZE = 6, 192
 SEED = 7
 
 
@@ -136,21 +135,9 @@ FEATURES: dict[str, Callable[[Model], list[Cell]]] = {
 
 
 def page(cells: Sequence[Cell]) -> Image.Image:
-    """The pictures in rows, each over its label."""
-    rows = -(-len(cells) // COLUMNS)
-    columns = min(len(cells), COLUMNS)
-    image = Image.new("RGB", (columns * (SIZE + MARGIN) + MARGIN, rows * (SIZE + LABEL + MARGIN) + MARGIN), "white")
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(14)
-    assert isinstance(font, ImageFont.FreeTypeFont)
-    for i, (label, picture) in enumerate(cells):
-        x, y = MARGIN + i % COLUMNS * (SIZE + MARGIN), MARGIN + i // COLUMNS * (SIZE + LABEL + MARGIN)
-        share = SIZE / max(picture.size)
-        small = to_picture(resized(to_tensor(picture.convert("RGB")), (round(picture.width * share),
-                                                                        round(picture.height * share))))  # fmt: skip
-        image.paste(small, (x + (SIZE - small.width) // 2, y + (SIZE - small.height) // 2))
-        text = "\n".join(label_lines(label, SIZE, font)[:2])
-        pen.multiline_text((x + SIZE / 2, y + SIZE + 6), text, "black", font, "ma", align="center")
-    return image
+    """The pictures on squares in rows, each over its label."""
+    squares = [ImageOps.pad(picture.convert("RGB"), (SIZE, SIZE), color="white") for _, picture in cells]
+    return captioned(squares, [label for label, _ in cells], COLUMNS)
 
 
 def main() -> None:

@@ -1,15 +1,15 @@
 """Draw a sheet of composed scenes with their captions: `python -m recipes.emoji.scene_sheet --data data/sprites`."""
 
 import argparse
-import textwrap
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from reverie.engine.grid import captioned
 from reverie.engine.image import save_image
-from reverie.train.scenes import SPLITS, Scene, Scenes, ScenesConfig
+from reverie.train.scenes import SPLITS, Scenes, ScenesConfig
 
-MARGIN, LINE, LINES, FONT = 10, 13, 5, 11
+GROUND = "#e8e8ec"  # so that the edges of white pictures are seen
 
 
 def main() -> None:
@@ -29,23 +29,9 @@ def main() -> None:
     scenes = Scenes(config, given.seed)
     count = given.rows * given.columns
     chosen = scenes.held_out(given.split, count, given.seed) if given.split else [scenes.scene(n) for n in range(count)]
-    save_image(sheet(scenes, chosen, given.columns), given.out)
+    pictures = [Image.fromarray(pixels) for pixels in scenes.draw(chosen)]
+    save_image(captioned(pictures, [scene.caption for scene in chosen], given.columns, GROUND), given.out)
     print(f"{given.out}: {count} scenes, seed {given.seed}")
-
-
-def sheet(scenes: Scenes, chosen: list[Scene], columns: int) -> Image.Image:
-    """The pictures in rows, each over its caption."""
-    size = scenes.config.size
-    font = ImageFont.load_default(FONT)
-    cell = (size + MARGIN, size + LINES * LINE + MARGIN)
-    page = Image.new("RGB", (columns * cell[0] + MARGIN, -(-len(chosen) // columns) * cell[1] + MARGIN), "#e8e8ec")
-    draw = ImageDraw.Draw(page)
-    for number, (scene, pixels) in enumerate(zip(chosen, scenes.draw(chosen), strict=True)):
-        x, y = MARGIN + number % columns * cell[0], MARGIN + number // columns * cell[1]
-        page.paste(Image.fromarray(pixels), (x, y))
-        lines = textwrap.wrap(scene.caption, size * 2 // FONT - 1)[:LINES]
-        draw.text((x, y + size + 2), "\n".join(lines), fill="black", font=font, spacing=2)
-    return page
 
 
 if __name__ == "__main__":

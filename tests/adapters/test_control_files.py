@@ -1,7 +1,6 @@
 """ControlNets in files: every layout, and what is refused."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +13,8 @@ from reverie.errors import CheckpointError
 from reverie.families.base import Parts
 from tests import tiny
 from tests.adapters import controls as made
-from tests.adapters.controls import assert_equal, of_family, parts_of
-
-
-@pytest.fixture(scope="module")
-def sd1(root: Path) -> Parts:
-    return parts_of(tiny.model(root, "sd1", merges_kept=500))
-
-
-@pytest.fixture(scope="module")
-def sd3(root: Path) -> Parts:
-    return parts_of(tiny.sd3_model(root, "sd3-without-t5", merges_kept=500))
-
-
-@pytest.fixture(scope="module")
-def net(root: Path, sd1: Parts) -> Any:
-    """A ControlNet of diffusers for `sd1`."""
-    return made.sd1_control(root)
-
-
-@pytest.fixture(scope="module")
-def file(root: Path, sd1: Parts, net: Any) -> ControlFile:
-    return open_control(root / "control", sd1)
+from tests.adapters.controls import assert_equal, of_family
+from tests.checkpoint.hostile_pickles import Hostile
 
 
 @pytest.mark.parametrize("prefix", ["", "control_model.", "controlnet."])
@@ -229,11 +208,6 @@ def test_controlnet_xs_is_none(tmp_path: Path, sd1: Parts, net: Any) -> None:
     assert "a ControlNet-XS" in refused(path, sd1)
 
 
-class Evil:
-    def __reduce__(self) -> Any:
-        return os.system, ("echo executed",)
-
-
 def test_broken_and_hostile_files(tmp_path: Path, sd1: Parts, net: Any) -> None:
     tensors = made.original(net)
     whole = made.written(tmp_path / "a.safetensors", tensors)
@@ -241,8 +215,9 @@ def test_broken_and_hostile_files(tmp_path: Path, sd1: Parts, net: Any) -> None:
     assert "cut short" in refused(tmp_path / "cut.safetensors", sd1)
     bad = dict(tensors) | {"zero_convs.2.0.bias": torch.full_like(tensors["zero_convs.2.0.bias"], float("nan"))}
     assert "'zero_convs.2.0.bias' holds NaN" in refused(made.written(tmp_path / "nan.safetensors", bad), sd1)
-    torch.save({"control_model.zero_convs.0.0.weight": Evil()}, tmp_path / "evil.pth")
+    torch.save({"control_model.zero_convs.0.0.weight": Hostile(tmp_path / "mark")}, tmp_path / "evil.pth")
     refused(tmp_path / "evil.pth", sd1)
+    assert not (tmp_path / "mark").exists()
     for name, shape in (("input_hint_block.0.weight", (0, 3, 3, 3)), ("input_blocks.0.0.weight", (9, 9)),
                         ("zero_convs.999999.0.weight", (1,)), ("input_hint_block.x.weight", (1,))):  # fmt: skip
         path = made.written(tmp_path / "absurd.safetensors", dict(tensors) | {name: torch.zeros(shape)})

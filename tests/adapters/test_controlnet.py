@@ -23,30 +23,8 @@ from reverie.nets.mmdit import MMDiT
 from reverie.nets.unet import UNet, UNetConfig
 from reverie.sampling.guidance import Clock
 from reverie.types import Cond, Taps
-from tests import tiny
 from tests.adapters import controls as made
-from tests.adapters.controls import SIZE, assert_equal, parts_of, picture
-
-
-@pytest.fixture(scope="module")
-def sd1(root: Path) -> Parts:
-    return parts_of(tiny.model(root, "sd1", merges_kept=500))
-
-
-@pytest.fixture(scope="module")
-def sd3(root: Path) -> Parts:
-    return parts_of(tiny.sd3_model(root, "sd3-without-t5", merges_kept=500))
-
-
-@pytest.fixture(scope="module")
-def net(root: Path, sd1: Parts) -> Any:
-    """A ControlNet of diffusers for `sd1`."""
-    return made.sd1_control(root)
-
-
-@pytest.fixture(scope="module")
-def file(root: Path, sd1: Parts, net: Any) -> ControlFile:
-    return open_control(root / "control", sd1)
+from tests.adapters.controls import SIZE, assert_equal, picture
 
 
 def test_scales(file: ControlFile) -> None:

@@ -22,6 +22,7 @@ from reverie.families.base import Parts
 from reverie.text.embed import Embedder, Encoding, Tokens
 from reverie.text.prompt import parse
 from tests.adapters.loras import parts_of
+from tests.checkpoint.hostile_pickles import Hostile
 
 WIDTH, WIDTH_G, WIDTH_T5 = 32, 64, 112
 VECTORS = torch.randn(3, WIDTH, generator=torch.Generator().manual_seed(1))
@@ -267,12 +268,7 @@ def test_a_bomb_in_a_picture(sd1: Parts, tmp_path: Path) -> None:
 
 def test_hostile_pickle(sd1: Parts, tmp_path: Path) -> None:
     mark = tmp_path / "ran"
-
-    class Hostile:
-        def __reduce__(self) -> tuple[object, ...]:
-            return Path.touch, (mark,)
-
-    (tmp_path / "a.pt").write_bytes(pickle.dumps(Hostile(), protocol=2))
+    (tmp_path / "a.pt").write_bytes(pickle.dumps(Hostile(mark), protocol=2))
     with pytest.raises(CheckpointError):
         open_embedding(tmp_path / "a.pt", sd1)
     assert not mark.exists()

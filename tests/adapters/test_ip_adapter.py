@@ -206,23 +206,23 @@ def test_the_wrong_image_encoder(adapter: IpAdapter, parts: Parts, tmp_path: Pat
 def test_the_error_says_which_image_encoder_to_give(adapter: IpAdapter, kind: Any, source: int, name: str) -> None:
     config = replace(adapter.config, kind=kind, source=source, inner=8, feed=8, layers=1)
     wanting = replace(adapter, network=ImagePromptNetwork(config, {}))
-    refused(f"give it {name} as image_encoder", tokens, wanting, vision(), [pictured.picture()])
+    refused(f"give it {name} with encoder=FILE", tokens, wanting, vision(), [pictured.picture()])
 
 
 def test_an_image_encoder_is_found_beside_or_in_the_library(parts: Parts, tmp_path: Path) -> None:
     tmp_path = tmp_path / "library" / "adapters"  # what lies around is looked at, too
     tmp_path.mkdir(parents=True)
     adapter = open_ip_adapter(file_for(parts, tmp_path, name="models.safetensors"), parts)
-    refused("give an encoder of 48 channels as image_encoder", image_encoder_for, adapter)
+    refused("give an encoder of 48 channels with encoder=FILE", image_encoder_for, adapter.path, adapter.config)
     library = tmp_path / "clip_vision"
     library.mkdir()
     save_file(pictured.image_encoder(projection_dim=32).state_dict(), library / "a wrong one.safetensors")
     (library / "readme.txt").write_text("no weights")
-    refused("no image encoder for models.safetensors", image_encoder_for, adapter, [library])
+    refused("no image encoder for models.safetensors", image_encoder_for, adapter.path, adapter.config, [library])
     save_file(pictured.image_encoder().state_dict(), library / "right.safetensors")
-    assert image_encoder_for(adapter, [library]) == library / "right.safetensors"
+    assert image_encoder_for(adapter.path, adapter.config, [library]) == library / "right.safetensors"
     pictured.image_encoder().save_pretrained(tmp_path / "image_encoder")
-    assert image_encoder_for(adapter, [library]) == tmp_path / "image_encoder"
+    assert image_encoder_for(adapter.path, adapter.config, [library]) == tmp_path / "image_encoder"
 
 
 def test_faces(parts: Parts, tmp_path: Path) -> None:
@@ -246,13 +246,14 @@ def test_the_lora_of_faceid(parts: Parts, tmp_path: Path) -> None:
     adapter = open_ip_adapter(found, parts)
     assert isinstance(parts.unet, UNet)
     order = attention_order(parts.unet)
-    assert len(adapter.lora) == 4 * len(order) == 4 * 12
+    assert adapter.lora is not None
+    assert len(adapter.lora.deltas["unet"]) == 4 * len(order) == 4 * 12
     tensors = pictured.tensors("face", parts.unet, lora=True)
     path, start = f"{order[5]}.to_out.0", "ip_adapter.5.to_out_lora"
     weight = parts.unet.get_submodule(path).weight
     assert isinstance(weight, Tensor)
     want = tensors[f"{start}.up.weight"] @ tensors[f"{start}.down.weight"]
-    assert torch.allclose(adapter.lora[path].difference(weight, 1.0), want, atol=1e-5)
+    assert torch.allclose(adapter.lora.deltas["unet"][path].difference(weight, 1.0), want, atol=1e-5)
     assert path.endswith("attn2.to_out.0")
 
 

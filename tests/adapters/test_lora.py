@@ -21,6 +21,7 @@ from reverie.errors import CheckpointError, RequestError
 from reverie.families.base import Parts
 from tests.adapters import loras
 from tests.adapters.loras import Factors, Written, flat, kohya_entries, parts_of
+from tests.checkpoint.hostile_pickles import Hostile
 
 TOLERANCE = 1e-5
 LAYER = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
@@ -326,15 +327,10 @@ def test_truncated(sd1: Parts, tmp_path: Path) -> None:
 def test_hostile_pickle(sd1: Parts, tmp_path: Path) -> None:
     """The code in it does not run."""
     mark = tmp_path / "ran"
-
-    class Hostile:
-        def __reduce__(self) -> tuple[object, ...]:
-            return Path.touch, (mark,)
-
-    (tmp_path / "a.pt").write_bytes(pickle.dumps(Hostile(), protocol=2))
+    (tmp_path / "a.pt").write_bytes(pickle.dumps(Hostile(mark), protocol=2))
     with pytest.raises(CheckpointError):
         open_adapter(tmp_path / "a.pt", sd1)
-    torch.save({f"{KOHYA}.lora_up.weight": torch.ones(4, 4), "x": Hostile()}, tmp_path / "b.pt")
+    torch.save({f"{KOHYA}.lora_up.weight": torch.ones(4, 4), "x": Hostile(mark)}, tmp_path / "b.pt")
     with pytest.raises(CheckpointError):
         open_adapter(tmp_path / "b.pt", sd1)
     assert not mark.exists()
@@ -343,6 +339,15 @@ def test_hostile_pickle(sd1: Parts, tmp_path: Path) -> None:
 def test_absurd_rank(sd1: Parts, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="rank 5000 for a layer of 32 x 32"):
         open_adapter(saved(tmp_path / "a.safetensors", one(weight_of(sd1), 5000)), sd1)
+
+
+def test_absurd_rank_among_others(sd1: Parts, tmp_path: Path) -> None:
+    """Of a file that is broken no layer is used."""
+    tensors = dict(loras.diffusers_plain(sd1).tensors)
+    down, up = (next(name for name in tensors if name.endswith(end)) for end in (".lora_A.weight", ".lora_B.weight"))
+    tensors |= {down: torch.ones(5000, tensors[down].shape[1]), up: torch.ones(tensors[up].shape[0], 5000)}
+    with pytest.raises(CheckpointError, match="rank 5000"):
+        open_adapter(saved(tmp_path / "a.safetensors", tensors), sd1)
 
 
 def test_rank_larger_than_the_layer(sd1: Parts, tmp_path: Path) -> None:

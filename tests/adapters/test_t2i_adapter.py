@@ -9,7 +9,16 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reverie.adapters.t2i_adapter import FeatureControl, Place, adapted, features, places, style_tokens, styled
+from reverie.adapters.t2i_adapter import (
+    FeatureControl,
+    Place,
+    StylePrompt,
+    adapted,
+    features,
+    places,
+    style_tokens,
+    styled,
+)
 from reverie.adapters.t2i_adapter_file import open_t2i_adapter, t2i_config, t2i_json
 from reverie.errors import CheckpointError, RequestError
 from reverie.families import configs
@@ -231,7 +240,8 @@ def test_style_of_another_width(parts: Parts, tmp_path: Path) -> None:
 
 def test_a_styled_prompt_is_longer_and_so_is_the_negative_one() -> None:
     cond, style = Cond(driving.rand(2, 7, 32), vector=torch.ones(2, 3)), driving.rand(1, 5, 32, seed=1)
-    positive, negative = styled(cond, style, 0.5), styled(cond, style, negative=True)
+    prompt = StylePrompt(style, 0.5)
+    positive, negative = styled(cond, prompt), styled(cond, prompt, negative=True)
     assert torch.equal(positive.context[:, :7], cond.context)
     assert torch.equal(positive.context[1, 7:], 0.5 * style[0])
     assert torch.equal(negative.context, torch.cat([cond.context, cond.context[:, -5:]], dim=1))

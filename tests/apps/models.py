@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reverie.checkpoint.save import write_weights
-from reverie.families.sd1 import names
+from reverie.families import ldm as names
 from reverie.families.sd1.folder import save_part, save_rest
 from reverie.nets.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.nets.clip_text import ClipText, ClipTextConfig

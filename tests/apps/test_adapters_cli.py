@@ -1,6 +1,5 @@
 """Adapters on the command line: drawn with, written down, drawn again; and what is no adapter is one clear line."""
 
-import os
 import pickle
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from reverie.nets.controlnet import ControlNet
 from reverie.nets.unet import UNet
 from tests.adapters import loras
 from tests.apps.commandline import CommandLine
+from tests.checkpoint.hostile_pickles import Hostile
 
 SMALL = ("--steps", 1, "--width", 32, "--height", 32, "--seed", 3)
 
@@ -77,6 +77,15 @@ def test_drawn_and_drawn_again(cli: CommandLine, folder: Path, kept: Path, tmp_p
     assert np.array_equal(pixels(tmp_path / "again.png"), whole)
 
 
+def test_an_adapter_that_has_changed_since_is_named(cli: CommandLine, folder: Path, kept: Path, tmp_path: Path) -> None:
+    path = edited(kept, tmp_path / "mine.safetensors", lambda tensors: None)
+    picture, again = tmp_path / "a.png", ("--out", tmp_path / "b.png")
+    assert cli("generate", "a toy", *SMALL, "--lora", path, "--model", folder, "--out", picture).code == 0
+    assert "changed since" not in cli("generate", "--from", picture, *again).err
+    edited(kept, path, lambda tensors: next(iter(tensors.values())).mul_(2))
+    assert "lora: mine: the file has changed since" in cli("generate", "--from", picture, *again).err
+
+
 def test_named_in_the_prompt(
     cli: CommandLine, folder: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -95,16 +104,6 @@ def edited(kept: Path, path: Path, change: Callable[[dict[str, Tensor]], object]
     change(tensors)
     save_file(tensors, path)
     return path
-
-
-class Hostile:
-    """Leaves a mark where it is unpickled."""
-
-    def __init__(self, mark: Path) -> None:
-        self.mark = mark
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.system, (f"touch {self.mark}",)
 
 
 def truncated(kept: Path, path: Path) -> None:

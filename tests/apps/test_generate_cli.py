@@ -187,6 +187,19 @@ def test_the_third_of_four_is_drawn_again(cli: CommandLine, folder: Path, tmp_pa
     assert not np.array_equal(pixels(tmp_path / "a-3.png"), pixels(tmp_path / "a-2.png"))
 
 
+def test_a_changed_refiner_does_not_finish(cli: CommandLine, folder: Path, tmp_path: Path) -> None:
+    other, picture, again = tmp_path / "other", tmp_path / "a.png", tmp_path / "b.png"
+    shutil.copytree(folder, other)
+    assert cli("generate", "apple", "--model", folder, "--refine-model", other, "--out", picture).code == 0
+    assert cli("generate", "--from", picture, "--out", again).code == 0
+    assert again.read_bytes() == picture.read_bytes()
+    weights = other / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
+    line = cli.refused("generate", "--from", picture, "--out", again)
+    assert "finished by another" in line and "--refine-model" in line
+    assert cli("generate", "--from", picture, "--refine-model", folder, "--out", again).code == 0
+
+
 def test_flags_override_the_picture(cli: CommandLine, picture: Path, folder: Path, tmp_path: Path) -> None:
     flags = ["--steps", 4, "--out", tmp_path / "b.png", "--json"]
     old = json.loads(text(picture, "reverie"))["request"]

@@ -4,7 +4,9 @@
 straw man. `CALLS` would, with a package or a platform that need not be there, or has the form but not the force.
 """
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 from tests.checkpoint.torch_bytes import call, name, program, several, table, text
 
@@ -12,6 +14,16 @@ Program = Callable[[str], bytes]
 
 SYSTEM = name("os.system")
 OS = call("importlib.import_module", text("os"))
+
+
+class Hostile:
+    """Leaves a mark where Python's own `pickle` reads it."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.system, (f"touch {self.mark}",)
 
 
 def quoted(command: str) -> bytes:

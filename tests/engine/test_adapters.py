@@ -41,7 +41,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tiny.model(folder, "sd1", merges_kept=500)
     tiny.scheduler_of(tiny.DDIM).save_pretrained(made / "scheduler")
     for seed, (name, kind) in enumerate({"a": "lora", "b": "loha", "c": "dora of peft"}.items()):
-        lora(folder / "loras" / f"{name}.safetensors", kind, seed, folder)
+        lora(folder / "loras" / f"{name}.safetensors", kind, seed, made)
     (folder / "embeddings").mkdir()
     save_file({"emb_params": vectors(2, 1)}, folder / "embeddings" / "toy.safetensors")
     torch.save({"string_to_param": {"*": vectors(3, 2)}, "name": "x"}, folder / "embeddings" / "hat.pt")
@@ -66,9 +66,9 @@ def vectors(count: int, seed: int) -> Tensor:
     return 0.3 * torch.randn(count, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def lora(path: Path, kind: str, seed: int, root: Path, **more: Tensor) -> Path:
-    """A change of one kind at some attention layers of both networks, under kohya's names."""
-    parts, tensors = driving.parts_of(root / "sd1"), dict(more)
+def lora(path: Path, kind: str, seed: int, folder: Path, **more: Tensor) -> Path:
+    """A change of one kind at some attention layers of both networks of a model, under kohya's names."""
+    parts, tensors = driving.parts_of(folder), dict(more)
     for part, layer in loras.layers_of(parts, loras.ATTENTION, loras.TEXT_ATTENTION):
         weight = parts.modules()[part].get_submodule(layer).weight
         assert isinstance(weight, Tensor)
@@ -97,7 +97,7 @@ def apart(one: Tensor, other: Tensor) -> float:
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_and_beside(model: Model, root: Path, tmp_path: Path, kind: str) -> None:
     """The same picture; afterwards the model's own, bit for bit."""
-    path = str(lora(tmp_path / "x.safetensors", kind, 5, root))
+    path = str(lora(tmp_path / "x.safetensors", kind, 5, root / "sd1"))
     plain = drawn(model)
     found = [drawn(model, loras={"path": path, "strength": 0.4, "way": way}) for way in ("merge", "branch")]
     assert branched(model) and apart(*found) < CLOSE
@@ -278,7 +278,7 @@ def test_words_of_embeddings(model: Model, root: Path, tmp_path: Path) -> None:
 def test_embeddings_in_a_lora(model: Model, root: Path, tmp_path: Path) -> None:
     """They come and go with it."""
     table = {"bundle_emb.gem.string_to_param.*": vectors(2, 9)}
-    both = lora(tmp_path / "both.safetensors", "lora", 0, root, **table)
+    both = lora(tmp_path / "both.safetensors", "lora", 0, root / "sd1", **table)
     save_file({"emb_params": vectors(2, 9)}, tmp_path / "gem.safetensors")
     plain = drawn(model, "a gem")
     found = drawn(model, "a gem", loras=f"{both}:0")
@@ -342,6 +342,10 @@ def steered(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     encoder = str(root / "image_encoder")
     yield "IP-Adapter", {"image_prompts": {"pictures": data_url(pictured.picture()), "encoder": encoder,
                                            "adapter": str(root / "ip.safetensors")}}  # fmt: skip
+    yield "style", {"image_prompts": {"pictures": data_url(pictured.picture()), "encoder": encoder, "strength": 3,
+                                      "adapter": str(root / "style.safetensors")}}  # fmt: skip
+    yield "FaceID", {"image_prompts": {"pictures": data_url(pictured.picture()), "faces": str(root / "who.safetensors"),
+                                       "adapter": str(root / "face.safetensors")}}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -350,6 +354,9 @@ def steering(root: Path, model: Model) -> dict[str, dict[str, Any]]:
     sketched.adapter("full_adapter", widths=[32, 64]).save_pretrained(root / "t2i")
     pictured.image_encoder().save_pretrained(root / "image_encoder")
     pictured.file_of(root, "ip.safetensors", pictured.tensors("plain", model.parts.unet))  # type: ignore[arg-type]
+    pictured.file_of(root, "face.safetensors", pictured.tensors("face", model.parts.unet, lora=True))  # type: ignore[arg-type]
+    save_file(sketched.style(model.parts.unet.config.context_width), root / "style.safetensors")
+    save_file({"face": driving.rand(1, 512)}, root / "who.safetensors")
     return dict(steered(root))
 
 
@@ -357,7 +364,7 @@ def steering(root: Path, model: Model) -> dict[str, dict[str, Any]]:
     ("name", "way"),
     [
         *itertools.product(("ControlNet", "T2I-Adapter", "reference", "IP-Adapter"), ("tiles", "batch")),
-        ("ControlNet", "hires"), ("reference", "image"),
+        ("ControlNet", "hires"), ("reference", "image"), ("style", "tiles"), ("style", "batch"), ("FaceID", "batch"),
     ],
 )  # fmt: skip
 def test_steered(model: Model, steering: dict[str, dict[str, Any]], name: str, way: str) -> None:
@@ -376,6 +383,27 @@ def test_steered(model: Model, steering: dict[str, dict[str, Any]], name: str, w
     assert torch.equal(drawn(model, **fields), plain)
 
 
+def test_a_style_for_some_of_the_steps(model: Model, steering: dict[str, dict[str, Any]]) -> None:
+    prompt, plain = steering["style"]["image_prompts"], drawn(model)
+    parts = [drawn(model, image_prompts=prompt | {"start": a, "end": b}) for a, b in ((0, 0.5), (0.5, 1), (0, 1))]
+    assert all(apart(one, plain) > CLOSE for one in parts)
+    assert all(apart(one, other) > CLOSE for one, other in itertools.combinations(parts, 2))
+    with pytest.raises(RequestError, match="leave blocks out"):
+        drawn(model, image_prompts=prompt | {"blocks": {"mid": 0.5}})
+
+
+def test_faceid_is_tokens_and_a_lora(model: Model, root: Path, steering: dict[str, dict[str, Any]]) -> None:
+    """Its LoRA acts on the layers, whatever the strength of its tokens; without a face it is refused."""
+    prompt = steering["FaceID"]["image_prompts"]
+    tensors = load_file(root / "face.safetensors")
+    save_file({name: t for name, t in tensors.items() if "_lora." not in name}, root / "tokens.safetensors")
+    alone = drawn(model, image_prompts=prompt | {"adapter": str(root / "tokens.safetensors")})
+    assert apart(drawn(model, image_prompts=prompt), alone) > CLOSE
+    assert apart(drawn(model, image_prompts=prompt | {"strength": 0}), drawn(model)) > CLOSE
+    with pytest.raises(RequestError, match="faces=FILE"):
+        drawn(model, image_prompts={name: value for name, value in prompt.items() if name != "faces"})
+
+
 @pytest.mark.parametrize("resize", ["crop", "fill", "stretch"])
 def test_a_control_picture_of_another_size(model: Model, steering: dict[str, dict[str, Any]], resize: str) -> None:
     """It is brought to the drawing's, in the way that is asked for: as the same picture of that size."""
@@ -392,14 +420,30 @@ def test_a_control_picture_of_another_size(model: Model, steering: dict[str, dic
 # Again and again
 
 
-def test_two_hundred_times(root: Path) -> None:
+@pytest.fixture
+def smallest(root: Path) -> Path:
+    """A model with one layer of everything, and two LoRAs for it beside those of the other."""
+    torch.manual_seed(0)
+    networks = (
+        tiny.text_encoder(**tiny.NARROW | {"num_hidden_layers": 1}),
+        tiny.unet(block_out_channels=(16,), norm_num_groups=8, layers_per_block=1, cross_attention_dim=32,
+                  **tiny.levels((1,))),
+        tiny.vae(block_out_channels=(8, 8, 8), norm_num_groups=8),
+    )  # fmt: skip
+    tiny.assembled(root, tiny.scheduler_of(tiny.DDIM), networks, merges_kept=500).save_pretrained(root / "smallest")
+    for seed, kind in enumerate(("lora", "loha")):
+        lora(root / "loras" / f"small_{kind}.safetensors", kind, seed, root / "smallest")
+    return root / "smallest"
+
+
+def test_two_hundred_times(root: Path, smallest: Path) -> None:
     """Attached, drawn with, detached: no tensor stays, no memory is lost, no pixel moves."""
-    model = opened(root)
+    model = opened(root, smallest.name)
     small: dict[str, Any] = {"steps": 1, "width": 16, "height": 16, "guidance_scale": 1.0}
     asked: list[dict[str, Any]] = [
-        {"loras": ["a:0.5"]},
+        {"loras": ["small_lora:0.5"]},
         {},
-        {"loras": "b:0.3:end=0.5", "embeddings": "toy"},
+        {"loras": "small_loha:0.3:end=0.5", "embeddings": "toy"},
         {},
     ]
     first = [drawn(model, "a toy", **small, **fields) for fields in asked]

@@ -125,7 +125,7 @@ def test_hashes_are_remembered_until_a_file_changes(tmp_path: Path, monkeypatch:
 
     fresh = library(tmp_path, tmp_path / "own")
     with monkeypatch.context() as patched:
-        patched.setattr("reverie.engine.library.hash_files", never)
+        patched.setattr("reverie.engine.library.hash_paths", never)
         assert fresh.models()[0].sha256 == found.sha256
         assert fresh.resolve(found.short) == path
     weights(path, 7)

@@ -1,6 +1,8 @@
 """A second model that takes over: with every sampler and with what else a request may ask for."""
 
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Two models of the same latents, and one of others."""
     root = tmp_path_factory.mktemp("refine")
     for seed in (0, 1):
-        pipe = tiny.pipeline(root, tiny.scheduler_of(DDIM), seed=seed, merges_kept=500)
+        torch.manual_seed(seed)
+        networks = (
+            tiny.text_encoder(**tiny.NARROW | {"num_hidden_layers": 1}),
+            tiny.unet(block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=1, cross_attention_dim=32),
+            tiny.vae(block_out_channels=(16, 16, 16), norm_num_groups=8),
+        )
+        pipe = tiny.assembled(root, tiny.scheduler_of(DDIM), networks, merges_kept=500)
         pipe.save_pretrained(root / str(seed))
     pipe.vae.register_to_config(scaling_factor=0.5)
     pipe.save_pretrained(root / "2")
@@ -76,21 +84,33 @@ WAYS: dict[str, tuple[dict[str, Any], tuple[int, int]]] = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def plain(model: reverie.Model) -> Callable[[str, str | None], torch.Tensor]:
+    """`(way, preset) -> what the first model alone draws`."""
+    return cache(lambda way, preset: drawn(model, **WAYS[way][0], preset=preset))
+
+
 @pytest.mark.parametrize("how", [{"at": 0.5}, {"at": 0.5, "preset": "a1111"}, {"strength": 0.6}],
                          ids=["handed over", "switched", "drawn over"])  # fmt: skip
 @pytest.mark.parametrize("way", list(WAYS))
-def test_with_other_fields(model: reverie.Model, folders: list[Path], way: str, how: dict[str, Any]) -> None:
+def test_with_other_fields(
+    model: reverie.Model,
+    folders: list[Path],
+    plain: Callable[[str, str | None], torch.Tensor],
+    way: str,
+    how: dict[str, Any],
+) -> None:
     """Drawn, of the right size, and otherwise than the first model alone does; what is not drawn stays."""
     fields, (width, height) = WAYS[way]
-    preset = {"preset": how["preset"]} if "preset" in how else {}
-    refine = {"model": str(folders[1])} | {name: value for name, value in how.items() if name not in preset}
-    plain, refined = drawn(model, **fields, **preset), drawn(model, **fields, **preset, refine=refine)
-    assert refined.shape == plain.shape
+    preset = how.get("preset")
+    refine = {"model": str(folders[1])} | {name: value for name, value in how.items() if name != "preset"}
+    alone, refined = plain(way, preset), drawn(model, **fields, preset=preset, refine=refine)
+    assert refined.shape == alone.shape
     assert refined.shape[1:3] == (height, width)
     assert torch.isfinite(refined).all()
-    assert (refined - plain).abs().max() > 2e-3
+    assert (refined - alone).abs().max() > 2e-3
     if way == "mask":
-        assert torch.equal(refined[:, :, :16], plain[:, :, :16])
+        assert torch.equal(refined[:, :, :16], alone[:, :, :16])
 
 
 def test_progress_counts_both(model: reverie.Model, folders: list[Path]) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from reverie.engine.convert import convert
 from tests import tiny
+from tests.vocabulary import tokenizer_folder
 
 diffusers: Any = import_module("diffusers")
 transformers: Any = import_module("transformers")
@@ -88,7 +89,7 @@ def _projected(activation: str) -> Any:
 
 
 def _tokenizer(folder: Path, pad: str | None) -> Any:
-    tokenizer = transformers.CLIPTokenizer.from_pretrained(tiny.tokenizer_folder(folder))
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(tokenizer_folder(folder))
     if pad:
         tokenizer.pad_token = pad
     return tokenizer

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from reverie.errors import CheckpointError
 from reverie.families.vision import config_of_shapes, open_clip_vision, vision_config, vision_json, vision_of
@@ -36,28 +35,6 @@ MILLIONS = {"L/14": 304, "H/14": 632, "bigG/14": 1845}  # of parameters: OpenCLI
 
 def encoder(**settings: Any) -> Any:
     return shaken(pictured.image_encoder(**settings))
-
-
-def open_clip(tensors: dict[str, Tensor], prefix: str = "visual.") -> dict[str, Tensor]:
-    """Under OpenCLIP's names (`transformer.py: VisionTransformer`)."""
-    bare = {name.removeprefix("vision_model."): t for name, t in tensors.items()}
-    found = {
-        "class_embedding": bare.pop("embeddings.class_embedding"),
-        "positional_embedding": bare.pop("embeddings.position_embedding.weight"),
-        "conv1.weight": bare.pop("embeddings.patch_embedding.weight"),
-        "proj": bare.pop("visual_projection.weight").T.contiguous(),
-    }
-    for ours, theirs in (("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post")):
-        found |= {f"{theirs}.{leaf}": bare.pop(f"{ours}.{leaf}") for leaf in ("weight", "bias")}
-    for name in [name for name in bare if ".q_proj." in name]:
-        stacked = [bare.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
-        _, _, layer, *_, leaf = name.split(".")
-        found[f"transformer.resblocks.{layer}.attn.in_proj_{leaf}"] = torch.cat(stacked)
-    for name, t in bare.items():
-        _, _, layer, *module, leaf = name.split(".")
-        inside = "attn.out_proj" if module == ["self_attn", "out_proj"] else tiny.OPEN_CLIP[".".join(module)]
-        found[f"transformer.resblocks.{layer}.{inside}.{leaf}"] = t
-    return {prefix + name: t.contiguous() for name, t in found.items()}
 
 
 def compared(ours: ClipVision, reference: Any) -> None:
@@ -98,9 +75,10 @@ def test_single_file(tmp_path: Path, layout: str) -> None:
     reference, path = encoder(**wide), tmp_path / "clip.safetensors"
     tensors = reference.state_dict()
     if layout == "in a model":
-        tensors = open_clip(tensors, "embedder.model.visual.") | {"model.diffusion_model.out.2.bias": torch.ones(4)}
+        whole = {"model.diffusion_model.out.2.bias": torch.ones(4)}
+        tensors = tiny.open_clip_vision(tensors, "embedder.model.visual.") | whole
     elif layout == "OpenCLIP":
-        tensors = open_clip(tensors) | {"logit_scale": torch.ones(()), "ln_final.weight": torch.ones(3)}
+        tensors = tiny.open_clip_vision(tensors) | {"logit_scale": torch.ones(()), "ln_final.weight": torch.ones(3)}
     save_file(tensors, path)
     compared(open_clip_vision(path), reference)
 

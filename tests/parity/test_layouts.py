@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import reverie
-from reverie.families.sd1 import names
+from reverie.families import ldm as names
 from reverie.nets.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.nets.unet import UNet, UNetConfig
 from tests import tiny

@@ -14,11 +14,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import reverie
+from reverie.families.detect import load_parts
 from tests import tiny
+from tests.adapters import loras
 from tests.families import published
 from tests.tiny import diffusers, transformers
+from tests.vocabulary import tokenizer_folder
 
 PROMPT, NEGATIVE = "a red apple on a table", "blurry"
 COMMON: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 5.0, "height": 64, "width": 64}
@@ -30,6 +34,10 @@ TEXT: dict[str, Callable[[Any], Any]] = {
 
 # Pipeline, denoising network, VAE, text encoders with their classes, scheduler.
 KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any], list[tuple[dict[str, Any], str]], dict[str, Any]]] = {
+    "sd1.5": (
+        "StableDiffusionPipeline", published.UNETS["stable-diffusion-v1-5"], published.VAE,
+        [(published.CLIP_L, "CLIPTextModel")], tiny.DDIM,
+    ),
     "sd2.1": (
         "StableDiffusionPipeline", published.UNETS["stable-diffusion-2-1"], published.VAE,
         [(published.OPEN_CLIP_H, "CLIPTextModel")], V,
@@ -66,9 +74,7 @@ def make(kind: str, folder: Path) -> None:
     for i, (config, kind_of_text) in enumerate(texts):
         end = f"_{i + 1}" if i else ""
         TEXT[kind_of_text](transformers.CLIPTextConfig(**config)).save_pretrained(folder / f"text_encoder{end}")
-        tiny.tokenizer_folder(
-            folder / f"tokenizer{end}", pad="!" if config["hidden_act"] == "gelu" else "<|endoftext|>"
-        )
+        tokenizer_folder(folder / f"tokenizer{end}", pad="!" if config["hidden_act"] == "gelu" else "<|endoftext|>")
         index |= {
             f"text_encoder{end}": ["transformers", kind_of_text],
             f"tokenizer{end}": ["transformers", "CLIPTokenizer"],
@@ -119,8 +125,67 @@ def test_picture(tmp_path: Path, kind: str) -> None:
     assert difference < 1e-3
 
 
+# Adapters
+
+LORAS = {"one.safetensors": 0.8, "two.safetensors": -0.4}
+EMBEDDED = "a <toy> on a table"
+
+
+def equip(folder: Path) -> None:
+    """Write two LoRAs of every layer, of U-Net and text encoder, and a textual inversion of three vectors."""
+    parts = load_parts(folder)
+    for name, dialect in zip(LORAS, (loras.kohya, loras.diffusers_peft), strict=True):
+        found = dialect(parts)
+        ups = ("lora_up.weight", "lora_B.weight")
+        weak = {name: 0.01 * t if name.endswith(ups) else t for name, t in found.tensors.items()}
+        loras.Written(weak, found.layers, found.metadata).save(folder / name)
+    vectors = 0.02 * torch.randn(3, 768, generator=torch.Generator().manual_seed(1))
+    save_file({"<toy>": vectors}, folder / "toy.safetensors")
+
+
+@torch.no_grad()
+def draw_equipped(folder: Path) -> None:
+    """What diffusers draws with them."""
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    for name in LORAS:
+        pipe.load_lora_weights(str(folder), weight_name=name, adapter_name=Path(name).stem)
+    pipe.set_adapters([Path(name).stem for name in LORAS], list(LORAS.values()))
+    pipe.load_textual_inversion(str(folder / "toy.safetensors"))
+    result = pipe(EMBEDDED, negative_prompt=NEGATIVE, **COMMON, output_type="pt",
+                  generator=torch.Generator().manual_seed(3))  # fmt: skip
+    torch.save(result.images.permute(0, 2, 3, 1).float(), folder / "want.pt")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_picture_with_adapters(tmp_path: Path) -> None:
+    """Two LoRAs and a textual inversion at the size of Stable Diffusion 1.5, merged and beside the layers."""
+    for step in ("make", "equip", "draw_equipped"):
+        run = [sys.executable, "-m", "tests.parity.test_true_pictures", step, "sd1.5", str(tmp_path)]
+        subprocess.run(run, check=True)
+    model, want = reverie.load(tmp_path, device="cpu", precision="float32"), torch.load(tmp_path / "want.pt")
+    fields: dict[str, Any] = {
+        "negative_prompt": NEGATIVE,
+        "steps": 2,
+        "guidance_scale": 5.0,
+        "seed": 3,
+        "width": 64,
+        "height": 64,
+    }
+    for way in ("merge", "branch"):
+        asked = [{"path": str(tmp_path / name), "strength": s, "way": way} for name, s in LORAS.items()]
+        got = model.generate(EMBEDDED, loras=asked, embeddings=(str(tmp_path / "toy.safetensors"),), **fields).pixels
+        difference = (got - want).abs().max()
+        print(f"sd1.5 with adapters, {way}: largest difference {float(difference):.2g}")
+        assert difference < 1e-3
+    plain = model.generate(EMBEDDED, **fields).pixels
+    print(f"without: {float((plain - want).abs().max()):.2g}")
+    assert (plain - want).abs().max() > 1e-2
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "make":
-        make(sys.argv[2], Path(sys.argv[3]))
+    step, kind, where = sys.argv[1:]
+    if step == "make":
+        make(kind, Path(where))
     else:
-        draw(Path(sys.argv[3]))
+        {"draw": draw, "equip": equip, "draw_equipped": draw_equipped}[step](Path(where))

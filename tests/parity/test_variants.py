@@ -205,37 +205,13 @@ def unclip_file(root: Path) -> Path:
     """As Stability's sd21-unclip files have it: OpenCLIP's image encoder, the statistics as buffers."""
     pipe, _ = unclip(root)
     path = root / "unclip-whole.safetensors"
-    tensors = load_file(tiny.model_file(root, "unclip")) | open_clip_vision(pipe.image_encoder.state_dict())
+    vision = tiny.open_clip_vision(pipe.image_encoder.state_dict(), "embedder.model.visual.")
+    tensors = load_file(tiny.model_file(root, "unclip")) | vision
     tensors |= {
         f"noise_augmentor.data_{name}": getattr(pipe.image_normalizer, name).detach() for name in ("mean", "std")
     }
-    save_file({name: t.contiguous() for name, t in tensors.items()}, path)
+    save_file(tensors, path)
     return path
-
-
-VISION = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2",
-          "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}  # fmt: skip
-
-
-def open_clip_vision(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """OpenCLIP's names (its `transformer.py: VisionTransformer`), which are openai/CLIP's."""
-    bare = {name.removeprefix("vision_model."): t for name, t in tensors.items() if "position_ids" not in name}
-    found = {
-        "class_embedding": bare.pop("embeddings.class_embedding"),
-        "positional_embedding": bare.pop("embeddings.position_embedding.weight"),
-        "conv1.weight": bare.pop("embeddings.patch_embedding.weight"),
-        "proj": bare.pop("visual_projection.weight").T,
-    }
-    for theirs, ours in (("ln_pre", "pre_layrnorm"), ("ln_post", "post_layernorm")):
-        found |= {f"{theirs}.{leaf}": bare.pop(f"{ours}.{leaf}") for leaf in ("weight", "bias")}
-    for name in [name for name in bare if ".q_proj." in name]:
-        _, _, layer, *_, leaf = name.split(".")
-        stacked = [bare.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
-        found[f"transformer.resblocks.{layer}.attn.in_proj_{leaf}"] = torch.cat(stacked)
-    for name, t in bare.items():
-        _, _, layer, *module, leaf = name.split(".")
-        found[f"transformer.resblocks.{layer}.{VISION['.'.join(module)]}.{leaf}"] = t
-    return {f"embedder.model.visual.{name}": t for name, t in found.items()}
 
 
 @pytest.mark.parametrize("level", [0, 400])

@@ -19,6 +19,7 @@ from reverie.adapters.deltas import Delta
 from reverie.adapters.deltas.base import bias_of, summed
 from reverie.checkpoint.packed import PackedTensor
 from reverie.errors import RequestError
+from reverie.sampling.guidance import during
 
 if TYPE_CHECKING:
     from reverie.adapters.lora import Adapter
@@ -76,9 +77,8 @@ class Attachment:
             return 0.0
         if part.startswith("text_encoder"):
             return self.text * self.blocks.get("BASE", 1.0)
-        fitting = [key for key in self.blocks if path == key or path.startswith(f"{key}.")]
-        factor = self.blocks[max(fitting, key=len)] if fitting else self.blocks.get(block_name(path), 1.0)
-        return self.unet * factor
+        factor = of_block(self.blocks, path)
+        return self.unet * (1.0 if factor is None else factor)
 
     def acts(self, progress: float) -> bool:
         """Whether it acts at a step.
@@ -86,7 +86,7 @@ class Attachment:
         Args:
             progress: share of the steps that came before (`sampling.guidance.Clock.progress`).
         """
-        return self.start - 1e-6 <= progress < self.end - 1e-6  # as `Clock.within`
+        return during(progress, self.start, self.end)
 
     def order(self) -> tuple[object, ...]:
         """A place in an order that does not depend on who was attached first."""
@@ -113,15 +113,20 @@ def formed(
     """
     for attachment in attachments:
         _check_blocks(network, part, attachment)
-    changes: dict[str, list[Change]] = {}
-    for attachment in sorted(attachments, key=Attachment.order):
-        for path, delta in attachment.adapter.deltas.get(part, {}).items():
-            strength = attachment.strength(part, path)
-            if strength:
-                changes.setdefault(path, []).append((delta, strength))
+    changes = changes_of(part, attachments)
     wishes: set[Way] = {attachment.way for attachment in attachments} if way == "auto" else {way}
     chosen: Way = "branch" if "branch" in wishes else "merge" if "merge" in wishes else "auto"
     return changed(network, changes, chosen, evaluations=evaluations)
+
+
+def changes_of(part: str, attachments: Iterable[Attachment]) -> dict[str, list[Change]]:
+    """What adapters do to the layers of a network, by their paths: in one order, whatever that of the attachments."""
+    changes: dict[str, list[Change]] = {}
+    for attachment in sorted(attachments, key=Attachment.order):
+        for path, delta in attachment.adapter.deltas.get(part, {}).items():
+            if strength := attachment.strength(part, path):
+                changes.setdefault(path, []).append((delta, strength))
+    return changes
 
 
 def acting(attachments: Iterable[Attachment], progress: float) -> tuple[Attachment, ...]:
@@ -149,6 +154,12 @@ def changed(
         choose = _branched if _branches(layer, several, way, evaluations) else _merged
         layers[path] = choose(layer, several)
     return _with_layers(network, layers)
+
+
+def of_block(numbers: Mapping[str, float], path: str) -> float | None:
+    """The number for a layer of a U-Net: by the longest path of a module that leads to it, else by `block_name`."""
+    fitting = [key for key in numbers if path == key or path.startswith(f"{key}.")]
+    return numbers[max(fitting, key=len)] if fitting else numbers.get(block_name(path))
 
 
 def block_name(path: str) -> str:
@@ -245,16 +256,28 @@ def _merged(layer: nn.Module, changes: Sequence[Change]) -> nn.Module:
     """The layer with other weights, computed in float32 and rounded once."""
     weight, bias, copy = layer.weight, bias_of(layer), _shared(layer)
     assert isinstance(weight, Tensor)
+    copy.register_parameter("weight", nn.Parameter(merged_weight(weight, changes), requires_grad=False))
+    other = merged_bias(bias, changes)
+    if other is not None and other is not bias:
+        copy.register_parameter("bias", nn.Parameter(other.to(weight.device, weight.dtype), requires_grad=False))
+    return copy
+
+
+def merged_weight(weight: Tensor, changes: Sequence[Change]) -> Tensor:
+    """A weight with changes in it."""
     original = weight.float()
     total = original
     for delta, strength in changes:
         total = delta.added(total, original, strength)
-    copy.register_parameter("weight", nn.Parameter(total.to(weight.dtype), requires_grad=False))
+    return total.to(weight.dtype)
+
+
+def merged_bias(bias: Tensor | None, changes: Sequence[Change]) -> Tensor | None:
+    """A layer's bias with changes in it; the same where they have nothing for it."""
     more = summed([delta.bias_difference(bias, strength) for delta, strength in changes])
-    if more is not None:
-        more = more.to(weight.device) if bias is None else bias.float() + more.to(bias.device)
-        copy.register_parameter("bias", nn.Parameter(more.to(weight.dtype), requires_grad=False))
-    return copy
+    if more is None or bias is None:
+        return bias if more is None else more
+    return (bias.float() + more.to(bias.device)).to(bias.dtype)
 
 
 def _shared(module: M) -> M:

@@ -90,10 +90,6 @@ class ControlFile:
         network = self.network
         return network.control.factor if isinstance(network, ControlNet) else self.vae.factor
 
-    def with_network(self, network: Network) -> "ControlFile":
-        """The same with its network elsewhere: on a device, in another precision."""
-        return replace(self, network=network)
-
 
 def open_control(path: Path, parts: Parts) -> ControlFile:
     """Open a ControlNet for a model.

@@ -22,7 +22,7 @@ from reverie.errors import CheckpointError, RequestError
 from reverie.families.vision import PART, vision_of
 from reverie.nets.attention import attention
 from reverie.nets.clip_vision import ClipVision, clip_pixels
-from reverie.nets.image_tokens import KeysValues
+from reverie.nets.image_tokens import KeysValues, TokensConfig
 from reverie.registry import Registry
 from reverie.sampling.guidance import Clock
 from reverie.sampling.tapping import AttentionLayer, chosen, grid
@@ -140,7 +140,7 @@ def _seen(adapter: IpAdapter, vision: ClipVision | None, pictures: Sequence[Imag
         what = "states" if adapter.config.wants_states else "embeddings"
         raise RequestError(
             f"{name} was made for {what} of {adapter.config.source} channels, the image encoder's have {found}; "
-            f"give it {encoder_name(adapter.config)} as image_encoder"
+            f"give it {encoder_name(adapter.config)} with encoder=FILE"
         )
     pixels = torch.cat([clip_pixels(picture, vision.config.image_size) for picture in pictures])
     pixels = pixels.to(vision.vision_model.pre_layrnorm.weight.device)
@@ -156,7 +156,7 @@ def _known(adapter: IpAdapter, faces: Tensor | None, pictures: int) -> Tensor:
     if faces is None:
         raise RequestError(
             f"{name} is told who is in the picture by an embedding of the face ({config.face} numbers, ArcFace); "
-            "Reverie does not compute it: give it as a tensor file"
+            "Reverie does not compute it: give a file of it with faces=FILE"
         )
     if faces.ndim != 2 or faces.shape[1] != config.face or (config.wants_states and len(faces) != pictures):
         wanted = f"{pictures} x {config.face}" if config.wants_states else f"any number x {config.face}"
@@ -182,30 +182,30 @@ def read_faces(path: Path) -> Tensor:
     return faces.reshape(-1, faces.shape[-1])
 
 
-def image_encoder_for(adapter: IpAdapter, places: Sequence[Path] = ()) -> Path:
+def image_encoder_for(adapter: Path, config: TokensConfig, places: Sequence[Path] = ()) -> Path:
     """An image encoder that an adapter was made for.
 
     Args:
+        adapter: its file.
+        config: how it makes tokens of a picture.
         places: folders and files to look at besides the folders `image_encoder` beside the adapter's file and beside
             its folder, where published adapters have them.
 
     Raises:
         RequestError: none fits; the message says which one to give.
     """
-    around = adapter.path.resolve().parent
+    around = adapter.resolve().parent
     folders = [around / PART, around.parent / PART, *sorted(around.parent.glob(f"*/{PART}"))]
     inside = [path for place in places if place.is_dir() for path in sorted(place.iterdir())]
     for path in (*folders, *places, *inside):
         if not path.exists():
             continue
         try:
-            if fits(adapter.config, vision_of(path).config):
+            if fits(config, vision_of(path).config):
                 return path
         except CheckpointError:
             continue
-    raise RequestError(
-        f"no image encoder for {adapter.path.name} here; give {encoder_name(adapter.config)} as image_encoder"
-    )
+    raise RequestError(f"no image encoder for {adapter.name} here; give {encoder_name(config)} with encoder=FILE")
 
 
 def area(mask: Image.Image, width: int, height: int) -> Tensor:

@@ -8,7 +8,7 @@ ip_adapter.N.to_q_lora.down...    FaceID: a LoRA of all attention layers beside 
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from reverie.adapters.deltas.lowrank import LoRA
 from reverie.adapters.kinds import MODELS
+from reverie.adapters.lora import Adapter, Coverage
 from reverie.checkpoint.load import build
 from reverie.checkpoint.source import WeightFile, open_weights
 from reverie.errors import CheckpointError
@@ -58,14 +59,14 @@ class IpAdapter:
     Attributes:
         numbers: of the model's cross-attention layers in the file, by their paths.
         running: those paths in the order in which they run.
-        lora: of FaceID: changes of the model's linear layers, by their paths; to be attached at strength 1.
+        lora: of FaceID: changes of the model's linear layers; to be attached at strength 1.
     """
 
     path: Path
     network: ImagePromptNetwork
     numbers: Mapping[str, str]
     running: tuple[str, ...]
-    lora: Mapping[str, LoRA] = field(default_factory=dict)
+    lora: Adapter | None = None
 
     @property
     def config(self) -> TokensConfig:
@@ -110,8 +111,8 @@ def open_ip_adapter(path: Path, parts: Parts) -> IpAdapter:
     widths = {number: int(modules[layer].to_q.in_features) for layer, number in numbers.items()}
     kept = {name: t for name, t in tensors.items() if not LORA_NAME.fullmatch(name)}
     network = build(lambda: ImagePromptNetwork(config, widths), kept, f"the IP-Adapter in {path}")
-    lora = _lora(tensors, order, modules)
-    return IpAdapter(path, network, numbers, tuple(p for p in modules if p in numbers), lora)
+    running = tuple(p for p in modules if p in numbers)
+    return IpAdapter(path, network, numbers, running, _beside(path, _lora(tensors, order, modules)))
 
 
 def attention_order(unet: UNet) -> list[str]:
@@ -167,6 +168,13 @@ def _times(rows: int, width: int, path: Path) -> int:
     if not width or rows % width or not rows:
         raise CheckpointError(f"{path}: {rows} numbers are no tokens of {width} channels")
     return rows // width
+
+
+def _beside(path: Path, changes: Mapping[str, LoRA]) -> Adapter | None:
+    if not changes:
+        return None
+    coverage = Coverage(2 * len(changes), {"unet": len(changes)}, algorithms={"LoRA": len(changes)})
+    return Adapter(path, path.stem, {}, {"unet": changes}, coverage)
 
 
 def _lora(tensors: Mapping[str, Tensor], order: list[str], modules: Mapping[str, nn.Module]) -> dict[str, LoRA]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from reverie.adapters import files
 from reverie.adapters.deltas import Delta, LoRA, Sum, assembled
-from reverie.adapters.deltas.base import check_finite
+from reverie.adapters.deltas.base import AbsurdRankError, check_finite
 from reverie.adapters.embedding import Embedding, bundled, placed
 from reverie.adapters.hints import Hint, hint_for
 from reverie.adapters.kinds import by_width, describe_addon, shown_models, told_models
@@ -186,6 +186,8 @@ class _Builder:
                 continue
             try:
                 found.setdefault(target.part, {}).update(self._built(group, target))
+            except AbsurdRankError as error:
+                raise CheckpointError(f"{self.file.path}: {module}.{error}") from None
             except CheckpointError as error:
                 self._refuse_damaged(module, group)
                 unfit[module] = str(error)

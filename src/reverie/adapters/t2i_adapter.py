@@ -49,6 +49,22 @@ class FeatureControl:
     end: float = 1.0
 
 
+@dataclass(frozen=True, eq=False)
+class StylePrompt:
+    """A picture whose style the prompt is followed by.
+
+    Attributes:
+        tokens: `(1, T, D)`, of `style_tokens`.
+        weight: what they are multiplied with.
+        start, end: fractions of the steps between which they are there.
+    """
+
+    tokens: Tensor
+    weight: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+
 def places(config: UNetConfig) -> list[Place]:
     """Where a U-Net takes the feature maps of a T2I-Adapter, in their order.
 
@@ -133,23 +149,19 @@ def style_tokens(adapter: StyleAdapter, states: Tensor) -> Tensor:
     if states.shape[-1] != adapter.config.source:
         raise RequestError(
             f"the style adapter was made for states of {adapter.config.source} channels (CLIP ViT-L/14), the image "
-            f"encoder's have {states.shape[-1]}; give it another image_encoder"
+            f"encoder's have {states.shape[-1]}; give another with encoder=FILE"
         )
     with torch.no_grad():
         result: Tensor = adapter(states.to(adapter.style_embedding))
     return result
 
 
-def styled(cond: Cond, tokens: Tensor, weight: float = 1.0, *, negative: bool = False) -> Cond:
+def styled(cond: Cond, style: StylePrompt, *, negative: bool = False) -> Cond:
     """A condition whose prompt is followed by the tokens of a style; a negative one by its own last tokens.
 
     So both stay of one length (TencentARC/T2I-Adapter's samplers). Which steps it holds for is up to the conditions
     of each step.
-
-    Args:
-        tokens: `(1, T, D)`.
-        weight: what they are multiplied with.
     """
-    count = tokens.shape[1]
-    more = cond.context[:, -count:] if negative else weight * tokens.to(cond.context).expand(len(cond.context), -1, -1)
+    count, rows = style.tokens.shape[1], len(cond.context)
+    more = cond.context[:, -count:] if negative else style.weight * style.tokens.to(cond.context).expand(rows, -1, -1)
     return replace(cond, context=torch.cat([cond.context, more], dim=1))

@@ -16,7 +16,7 @@ from reverie.errors import CheckpointError
 from reverie.families.base import Parts
 from reverie.families.folder import open_part
 from reverie.families.json_config import Json, JsonConfig
-from reverie.families.ldm import LAYER
+from reverie.families.ldm import open_clip_layer
 from reverie.families.pairs import Pair, from_file
 from reverie.families.pieces import Kind, about
 from reverie.families.shapes import Shapes, count, need, shapes_of
@@ -189,9 +189,5 @@ def _style_table(config: StyleAdapterConfig) -> list[Pair]:
     table = [Pair(name, (name,)) for name in plain]
     table.append(Pair("proj", ("proj.weight",), "transposed"))
     for n in range(config.layers):
-        theirs, ours = f"transformer_layes.{n}", f"layers.{n}"
-        for leaf in ("weight", "bias"):
-            own = tuple(f"{ours}.self_attn.{part}_proj.{leaf}" for part in "qkv")
-            table.append(Pair(f"{theirs}.attn.in_proj_{leaf}", own))
-            table += [Pair(f"{theirs}.{b}.{leaf}", (f"{ours}.{a}.{leaf}",)) for a, b in LAYER.items()]
+        table += open_clip_layer(f"transformer_layes.{n}", f"layers.{n}")
     return table

@@ -12,6 +12,7 @@ from reverie.apps.generating import Session, draw_and_save, targets
 from reverie.checkpoint.save import write_json
 from reverie.engine.image import fingerprint
 from reverie.engine.request import Request
+from reverie.engine.resolve import resolve
 from reverie.errors import GenerationError, RequestError
 
 JOURNAL = "batch.json"  # in the output folder: which line drew which files
@@ -85,7 +86,7 @@ def run_batch(source: str, shared: dict[str, Any], folder: Path, session: Sessio
     for job in todo:
         try:
             place = targets(job.out or folder / f"{job.line:05d}.png", job.request.count)
-            files = draw_and_save(session, job.request, place, {"line": job.line})
+            files = draw_and_save(session, resolve(model, job.request), place, {"line": job.line})
         except GenerationError as error:
             failed += 1
             console.error(f"line {job.line}: {error}")

@@ -1,10 +1,7 @@
 """The command line. Importing it does not import torch: `reverie --help` answers at once."""
 
-import inspect as introspection
 import sys
 import warnings
-from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -13,11 +10,30 @@ from pydantic import ValidationError
 
 from reverie import __version__
 from reverie.apps import console
-from reverie.apps.flags import fields, parameters
+from reverie.apps.flags import fields
+from reverie.apps.options import (
+    ConfigArgument,
+    DebugOption,
+    DeviceOption,
+    JsonOption,
+    MetadataOption,
+    ModelOption,
+    Opening,
+    OutOption,
+    Precision,
+    PrecisionOption,
+    PreviewDecoderOption,
+    PreviewOption,
+    PreviewOutOption,
+    UntilOption,
+    VariantOption,
+    request_options,
+)
 from reverie.errors import RequestError, ReverieError
 
 if TYPE_CHECKING:
     from reverie.apps.generating import Session
+    from reverie.apps.training import Kind
 
 app = typer.Typer(
     name="reverie",
@@ -36,76 +52,17 @@ train_app = typer.Typer(
 app.add_typer(train_app, name="train")
 merge_app = typer.Typer(help="Make models of models, and LoRAs of both.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(merge_app, name="merge")
+evaluate_app = typer.Typer(
+    help="Measure how good pictures, or the pictures of a model, are.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(evaluate_app, name="evaluate")
 
 
-class Precision(StrEnum):
-    """In which numbers the networks compute."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Weights(StrEnum):
-    """How packed weights are kept."""
-
-    auto = "auto"
-    packed = "packed"
-    full = "full"
-
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option("--model", "-m", help="safetensors file or diffusers folder; the bundled model if absent"),
-]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps or auto")]
-PrecisionOption = Annotated[Precision, typer.Option(help="numbers the networks compute in")]
-VariantOption = Annotated[str | None, typer.Option(help="of a folder's weight files, for example fp16")]
-PredictionOption = Annotated[
-    str | None, typer.Option(help="override what the file says it predicts: epsilon, v, sample")
-]
-ConfigArgument = Annotated[Path, typer.Argument(help="TOML file")]
-UntilOption = Annotated[int | None, typer.Option(min=1, help="stop after this step; the next run goes on from there")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print JSON for programs")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
-
-
-VaeOption = Annotated[str | None, typer.Option("--vae", help="file or folder the VAE comes from instead")]
-UnetOption = Annotated[str | None, typer.Option("--unet", help="file or folder the U-Net comes from instead")]
-TextEncoderOption = Annotated[
-    str | None, typer.Option("--text-encoder", help="file or folder the text encoders come from instead")
-]
-EmaOption = Annotated[bool, typer.Option("--ema", help="the averaged U-Net that a single file may hold")]
-WeightsOption = Annotated[
-    Weights, typer.Option("--weights", help="GGUF and 8-bit floats stay packed in memory, or take their full size")
-]
-OffloadOption = Annotated[bool, typer.Option("--offload", help="keep one part of the model at a time on the device")]
-OutOption = Annotated[
-    Path | None, typer.Option("--out", "-o", help="file, or folder; reverie-00001.png here if absent")
-]
-PreviewOption = Annotated[int, typer.Option(min=0, help="show the picture every so many evaluations; 0 never")]
-PreviewOutOption = Annotated[
-    Path | None, typer.Option(help="file for previews, written anew each time; the terminal if absent")
-]
-PreviewDecoderOption = Annotated[
-    Path | None, typer.Option(help="a tiny decoder's file (taesd_decoder.safetensors) for sharper previews")
-]
-MetadataOption = Annotated[bool, typer.Option("--metadata/--no-metadata", help="write into pictures what made them")]
-
-
-def request_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give `function` one option for every field of `Request`, named and described by the field."""
-    own = [p for p in introspection.signature(function).parameters.values() if p.name != "flags"]
-    function.__signature__ = introspection.Signature([*own, *parameters()])  # type: ignore[attr-defined]
-    return function
-
-
-def _session(model: str | None, options: dict[str, Any], how: dict[str, Any]) -> "Session":
+def _session(opening: Opening, how: dict[str, Any]) -> "Session":
     with console.busy("starting"):  # importing torch takes a while
         from reverie.apps.generating import Session, opened
 
-        return Session(opened(model, options), **how)
+        return Session(opened(*opening), **how)
 
 
 @app.command()
@@ -116,17 +73,8 @@ def generate(
     source: Annotated[
         Path | None, typer.Option("--from", help="draw the picture in this file again; other options override")
     ] = None,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = Precision.auto,
-    variant: VariantOption = None,
-    prediction: PredictionOption = None,
-    vae: VaeOption = None,
-    unet: UnetOption = None,
-    text_encoder: TextEncoderOption = None,
-    ema: EmaOption = False,
-    offload: OffloadOption = False,
-    packed: WeightsOption = Weights.auto,
+    *,
+    opening: Opening,
     preview: PreviewOption = 0,
     preview_out: PreviewOutOption = None,
     preview_decoder: PreviewDecoderOption = None,
@@ -140,11 +88,8 @@ def generate(
         from reverie.apps.generating import Previews, run_generate
 
     given = fields(flags) | ({} if prompt is None else {"prompt": prompt})
-    options = {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction, "vae": vae,
-               "unet": unet, "text_encoder": text_encoder, "ema": ema, "offload": offload,
-               "weights": packed.value}  # fmt: skip
     how = {"events": as_json, "previews": Previews(preview, preview_out, preview_decoder), "metadata": metadata}
-    run_generate(given, out, source, model, options, how)
+    run_generate(given, out, source, *opening, how)
 
 
 @app.command()
@@ -152,27 +97,15 @@ def generate(
 def batch(
     source: Annotated[str, typer.Argument(help="file with a JSON object or a prompt a line; - is stdin")],
     out: Annotated[Path, typer.Option("--out", "-o", help="folder for the pictures and the journal")] = Path("batch"),
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = Precision.auto,
-    variant: VariantOption = None,
-    prediction: PredictionOption = None,
-    vae: VaeOption = None,
-    unet: UnetOption = None,
-    text_encoder: TextEncoderOption = None,
-    ema: EmaOption = False,
-    offload: OffloadOption = False,
-    packed: WeightsOption = Weights.auto,
+    *,
+    opening: Opening,
     metadata: MetadataOption = True,
     as_json: JsonOption = False,
     debug: DebugOption = False,
     **flags: Any,
 ) -> None:
     """Draw many requests; the same command goes on where it was stopped. Options hold for every line."""
-    options = {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction, "vae": vae,
-               "unet": unet, "text_encoder": text_encoder, "ema": ema, "offload": offload,
-               "weights": packed.value}  # fmt: skip
-    session = _session(model, options, {"events": as_json, "metadata": metadata})
+    session = _session(opening, {"events": as_json, "metadata": metadata})
     from reverie.apps.batching import run_batch
 
     raise typer.Exit(run_batch(source, fields(flags), out, session))
@@ -188,27 +121,15 @@ def grid(
     ] = None,
     out: OutOption = None,
     keep: Annotated[Path | None, typer.Option(help="folder for the single pictures too")] = None,
-    model: ModelOption = None,
-    device: DeviceOption = "auto",
-    precision: PrecisionOption = Precision.auto,
-    variant: VariantOption = None,
-    prediction: PredictionOption = None,
-    vae: VaeOption = None,
-    unet: UnetOption = None,
-    text_encoder: TextEncoderOption = None,
-    ema: EmaOption = False,
-    offload: OffloadOption = False,
-    packed: WeightsOption = Weights.auto,
+    *,
+    opening: Opening,
     metadata: MetadataOption = True,
     as_json: JsonOption = False,
     debug: DebugOption = False,
     **flags: Any,
 ) -> None:
     """Draw every combination of values of up to three fields on one labelled sheet."""
-    options = {"device": device, "precision": precision.value, "variant": variant, "prediction": prediction, "vae": vae,
-               "unet": unet, "text_encoder": text_encoder, "ema": ema, "offload": offload,
-               "weights": packed.value}  # fmt: skip
-    session = _session(model, options, {"events": as_json, "metadata": metadata})
+    session = _session(opening, {"events": as_json, "metadata": metadata})
     from reverie.apps.gridding import run_grid
 
     run_grid(fields(flags) | ({} if prompt is None else {"prompt": prompt}), axis or [], out, keep, session)
@@ -359,6 +280,34 @@ def pull(
 
 
 @app.command()
+def tune(
+    model: Annotated[
+        str | None, typer.Argument(help="file, folder or name of a model; the bundled one if absent")
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help="how near the exact picture, on average: psnr=35 (dB), ssim=0.95 or lpips=0.05")
+    ] = "psnr=30",
+    size: Annotated[str | None, typer.Option(help="pixels: 512, or 512x768; the model's own if absent")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, max=1000, help="the model's own if absent")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="file with a prompt a line; four of ours if absent")] = None,
+    lpips: Annotated[
+        Path | None,
+        typer.Option(help="folder with LPIPS's weights: alexnet-*.pth and alex.pth"),
+    ] = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = Precision.auto,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Measure what each way to do less work gives and costs here; --fast auto then uses those inside the budget."""
+    with console.busy("starting"):
+        from reverie.apps.tuning import run_tune
+
+    how = {"device": device, "precision": precision.value}
+    run_tune(model, budget, {"size": size, "steps": steps}, prompts, lpips, how, as_json)
+
+
+@app.command()
 def control(
     preprocessor: Annotated[
         str | None, typer.Argument(help="canny, softedge, openpose, ...; --list shows them")
@@ -388,13 +337,16 @@ def control(
         run_control(preprocessor, picture, out, option or [], how)
 
 
-@app.command()
-def evaluate(
+InceptionOption = Annotated[
+    Path | None, typer.Option(help="Inception v3's weights; where recipes/control/fetch.py puts them if absent")
+]
+
+
+@evaluate_app.command("pictures")
+def evaluate_pictures(
     true: Annotated[Path, typer.Argument(help="folder of true pictures")],
     drawn: Annotated[Path, typer.Argument(help="folder of drawn pictures")],
-    inception: Annotated[
-        Path | None, typer.Option(help="Inception v3's weights; where recipes/control/fetch.py puts them if absent")
-    ] = None,
+    inception: InceptionOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
     debug: DebugOption = False,
@@ -403,6 +355,50 @@ def evaluate(
     with console.busy("starting"):
         from reverie.apps.evaluating import run_pictures
     run_pictures(true, drawn, inception, device, as_json)
+
+
+@evaluate_app.command("prompts")
+def evaluate_prompts(
+    pictures: Annotated[Path, typer.Argument(help="folder of pictures that carry their prompts")],
+    clip: Annotated[Path, typer.Option(help="folder or file of a whole CLIP: text encoder and image encoder")],
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """How well pictures fit their prompts: the CLIP score."""
+    with console.busy("starting"):
+        from reverie.apps.evaluating import run_prompts
+    run_prompts(pictures, clip, device, as_json)
+
+
+@evaluate_app.command("scenes")
+def evaluate_scenes(
+    judge: Annotated[Path, typer.Option(help="folder that `reverie train judge` has exported")],
+    model: ModelOption = None,
+    sprites: Annotated[Path | None, typer.Option(help="folder of sprites; as in --config if absent")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="what the model was trained by; else it is asked for all that the judge knows")
+    ] = None,
+    count: Annotated[int, typer.Option(min=1, help="scenes of each group")] = 200,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="folder for pictures and report; the next run goes on in it")
+    ] = Path("evaluation"),
+    inception: Annotated[Path | None, typer.Option(help="Inception v3's weights; without them no FID")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, max=64, help="pictures drawn at once")] = 16,
+    steps: Annotated[int | None, typer.Option(min=1, help="sampling steps; the model's own if absent")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=0, help="the model's own if absent")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="of the scenes that are asked for")] = 0,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """How often a model draws what it is asked for: composed scenes, of seen and of held-out kinds."""
+    with console.busy("starting"):
+        from reverie.apps.evaluating import Wanted, run_scenes
+    run_scenes(
+        Wanted(model, judge, sprites, config, inception, count, out, batch_size, steps, guidance_scale, seed, device),
+        as_json,
+    )
 
 
 LayoutOption = Annotated[str | None, typer.Option(help="diffusers or single; by the name of OUT if absent")]
@@ -496,56 +492,29 @@ def merge_resize(
     run_resize(lora, model, out, Target(rank, quality), dialect)
 
 
-@train_app.command()
-def autoencoder(
-    config: ConfigArgument,
-    until: UntilOption = None,
-    device: DeviceOption = "auto",
-    debug: DebugOption = False,
-) -> None:
-    """Train a KL autoencoder."""
-    from reverie.apps.training import run_training
-
-    run_training("autoencoder", config, device, until)
+TRAINED: "dict[Kind, str]" = {
+    "autoencoder": "Train a KL autoencoder.",
+    "diffusion": "Train text encoder and U-Net on the latents of an autoencoder.",
+    "lora": "Train a LoRA for a model.",
+    "controlnet": "Train a ControlNet for a model.",
+    "judge": "Train the network that says what a composed picture shows, for `reverie evaluate scenes`.",
+}
 
 
-@train_app.command()
-def diffusion(
-    config: ConfigArgument,
-    until: UntilOption = None,
-    device: DeviceOption = "auto",
-    debug: DebugOption = False,
-) -> None:
-    """Train text encoder and U-Net on the latents of an autoencoder."""
-    from reverie.apps.training import run_training
+def _trains(kind: "Kind", does: str) -> None:
+    """Add the command that trains a kind of model."""
 
-    run_training("diffusion", config, device, until)
+    @train_app.command(kind, help=does)
+    def train(
+        config: ConfigArgument, until: UntilOption = None, device: DeviceOption = "auto", debug: DebugOption = False
+    ) -> None:
+        from reverie.apps.training import run_training
 
-
-@train_app.command()
-def lora(
-    config: ConfigArgument,
-    until: UntilOption = None,
-    device: DeviceOption = "auto",
-    debug: DebugOption = False,
-) -> None:
-    """Train a LoRA for a model."""
-    from reverie.apps.training import run_training
-
-    run_training("lora", config, device, until)
+        run_training(kind, config, device, until)
 
 
-@train_app.command()
-def controlnet(
-    config: ConfigArgument,
-    until: UntilOption = None,
-    device: DeviceOption = "auto",
-    debug: DebugOption = False,
-) -> None:
-    """Train a ControlNet for a model."""
-    from reverie.apps.training import run_training
-
-    run_training("controlnet", config, device, until)
+for kind, does in TRAINED.items():
+    _trains(kind, does)
 
 
 def _version(value: bool) -> None:

@@ -25,6 +25,7 @@ from reverie.engine.resolve import resolve
 from reverie.errors import OutputError, RequestError
 
 SHOWN = 384  # pixels of a preview's longer side
+HASHED = ("lora: ", "embedding: ", "control: ", "image prompt: ")  # what of `Result.models` are SHA-256 of adapters
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,14 @@ class Session:
     Attributes:
         events: print one JSON object a line for programs.
         metadata: write into the pictures what made them.
+        before: what drew the picture that is drawn again: hashes by names, as in `Result.models`.
     """
 
     model: Model
     events: bool = False
     previews: Previews = field(default_factory=Previews)
     metadata: bool = True
+    before: Mapping[str, str] = field(default_factory=dict)
 
     @contextmanager
     def watching(self, title: str, place: Mapping[str, Any]) -> Iterator[tuple[Progress, Watch | None]]:
@@ -92,12 +95,16 @@ def run_generate(
     film = bool(request.travel) and out is not None and out.suffix.lower() in FORMATS
     paths = targets(out, 1 if film or request.only is not None else frames)
     loaded = opened(model or _same_model(made_by), options)
-    if made_by and model is None and not fingerprint(loaded)["hash"].startswith(made_by.get("hash", "-")):
-        raise RequestError(
-            f"{source} was drawn by another {made_by.get('name')} (its hash differs); name one with --model"
-        )
+    if made_by and model is None:
+        _check_hash(loaded, made_by.get("hash", "-"), f"{source} was drawn by another {made_by.get('name')}", "--model")
     request = resolve(loaded, request)
-    session = Session(loaded, **how)
+    if request.refine is not None and "refine" not in given and "refiner_hash" in made_by:
+        refiner, what = (
+            loaded.successor(request.refine.model),
+            f"{source} was finished by another {request.refine.model}",
+        )
+        _check_hash(refiner, made_by["refiner_hash"], what, "--refine-model")
+    session = Session(loaded, before=made_by, **how)
     saved = save_film(session, request, paths[0]) if film else draw_and_save(session, request, paths, {})
     seconds = time.perf_counter() - started
     if session.events:
@@ -124,15 +131,20 @@ def _wanted(given: dict[str, Any], source: Path | None) -> tuple[Request, dict[s
     return request, found.model if found.own else {}
 
 
+def _check_hash(model: Model, wanted: str, what: str, flag: str) -> None:
+    if not fingerprint(model)["hash"].startswith(wanted):
+        raise RequestError(f"{what} (its hash differs); name one with {flag}")
+
+
 def draw_and_save(session: Session, request: Request, paths: list[Path], place: Mapping[str, Any]) -> list[Path]:
-    """Draw a request and save every picture as soon as it is drawn, so that stopping loses none."""
+    """Draw a resolved request and save every picture as soon as it is drawn, so that stopping loses none."""
     saved: list[Path] = []
-    request = resolve(session.model, request)
     try:
         with session.watching("drawing", place) as (progress, watch):
             for result in batches(session.model, request, progress=progress, watch=watch):
                 if not saved:
                     _tell_coverage(result.model)
+                    _tell_changed(result.model, session.before)
                 for image, own in zip(result.images, result.own, strict=True):
                     path = paths[len(saved)]
                     save_image(image, path, metadata=session.metadata)
@@ -151,6 +163,13 @@ def _tell_coverage(model: Mapping[str, str]) -> None:
     for name, line in model.items():
         if name.startswith(start):
             console.note(printable(f"{name.removeprefix(start)}: {line}"))
+
+
+def _tell_changed(model: Mapping[str, str], before: Mapping[str, str]) -> None:
+    """Adapters whose files are no longer the ones that were."""
+    for name, digest in model.items():
+        if name.startswith(HASHED) and before.get(name, digest) != digest:
+            console.note(printable(f"{name}: the file has changed since, so that the picture may be another"))
 
 
 def save_film(session: Session, request: Request, path: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from torch import nn
 from reverie.apps import console
 from reverie.checkpoint.packed import PackedTensor
 from reverie.diffusion.spacing import SPACINGS
-from reverie.engine.hashes import hash_files
+from reverie.engine.hashes import hash_paths
 from reverie.families.base import Parts
 from reverie.families.detect import load_parts
 from reverie.sampling.guides import listing
@@ -61,7 +61,7 @@ def describe(parts: Parts, path: Path) -> dict[str, Any]:
             "guidance_scale": defaults.guidance_scale, "width": defaults.width, "height": defaults.height,
             "upscaler": defaults.upscaler,
         },
-        "sha256": hash_files(tuple((str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in files)),
+        "sha256": hash_paths(files),
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from reverie.apps import console
 from reverie.apps.doctoring import size
 from reverie.apps.progress import steps_progress
 from reverie.engine.convert import Converted
+from reverie.engine.equipment import attached
 from reverie.engine.extras import Lora
 from reverie.engine.library import Library
 from reverie.engine.merging import Merge, bake, merge
@@ -73,7 +74,7 @@ def run_resize(lora: str, model: str | None, out: Path, target: Target, dialect:
     library = Library.of_environment()
     path = bundled_path() if model is None else library.resolve(model)
     parts = load_parts(path)
-    adapter = open_adapter(_found(library, path, lora), parts)
+    adapter = open_adapter(library.adapter(lora, "LoRA", path), parts)
     _save(resized(adapter, target), out, parts, dialect)
 
 
@@ -97,17 +98,9 @@ def _factors(written: Sequence[str]) -> dict[str, float]:
 
 
 def _attachment(library: Library, model: Path, parts: Parts, lora: Lora) -> Attachment:
-    adapter = open_adapter(_found(library, model, lora.path), parts)
+    adapter = open_adapter(library.adapter(lora.path, "LoRA", model), parts)
     console.note(f"{adapter.name}: {adapter.coverage.line()}")
-    text = lora.strength if lora.text_strength is None else lora.text_strength
-    blocks = {name: float(value) for name, value in lora.blocks.items()}
-    return Attachment(adapter, lora.strength, text, blocks)
-
-
-def _found(library: Library, model: Path, name: str) -> Path:
-    from reverie.adapters.files import find
-
-    return find(name, library.folders_for("LoRA", model))
+    return attached(adapter, lora)
 
 
 def _dtype(name: str) -> torch.dtype:

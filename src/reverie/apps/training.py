@@ -8,7 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from reverie.apps import console
 from reverie.engine.bundle import pick_device
-from reverie.train.config import AutoencoderRun, ControlRun, DiffusionRun, LoopConfig, LoraRun, read_config
+from reverie.train.config import AutoencoderRun, ControlRun, DiffusionRun, JudgeRun, LoopConfig, LoraRun, read_config
 from reverie.train.devices import training_devices
 from reverie.train.loop import Method, Trainer
 from reverie.train.methods import AutoencoderMethod, DiffusionMethod
@@ -16,7 +16,7 @@ from reverie.train.methods import AutoencoderMethod, DiffusionMethod
 SMOOTHING = 0.98  # of the numbers shown; the log has every step as it was
 
 
-Kind = Literal["autoencoder", "diffusion", "lora", "controlnet"]
+Kind = Literal["autoencoder", "diffusion", "lora", "controlnet", "judge"]
 
 
 def run_training(kind: Kind, config: Path, device: str, until: int | None) -> None:
@@ -57,6 +57,11 @@ def _method(kind: Kind, config: Path, device: torch.device, stride: int) -> tupl
     if kind == "diffusion":
         diffusion = read_config(DiffusionRun, config)
         return DiffusionMethod(diffusion, device, stride), diffusion.loop
+    if kind == "judge":
+        from reverie.train.judging import JudgeMethod
+
+        judge = read_config(JudgeRun, config)
+        return JudgeMethod(judge, device, stride), judge.loop
     from reverie.train.adapting import ControlMethod, LoraMethod
 
     if kind == "lora":

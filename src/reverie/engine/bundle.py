@@ -13,6 +13,7 @@ from reverie.engine import latents as latent_space
 from reverie.engine.memory import frugally
 from reverie.engine.opened import Opened
 from reverie.engine.placing import WEIGHTS, Weights, check_numbers, keeps_packed, place
+from reverie.engine.remembered import Remembered, are_large, key_of
 from reverie.engine.request import Request
 from reverie.engine.sources import data_url
 from reverie.engine.upscale import Upscaler, open_upscaler
@@ -132,7 +133,7 @@ class Model:
         placed = self._residents.placed
         if (id(self), name) not in placed:
             if name not in self._checked:
-                check_numbers(module, self.source, name)
+                self._check(name, module)
                 self._checked.add(name)
             if self.offload:
                 self._residents.clear()
@@ -140,6 +141,18 @@ class Model:
             place(module, self.device, self.dtype, packed=self.packed)
             placed[id(self), name] = module
         return module
+
+    def _check(self, name: str, module: nn.Module) -> None:
+        """Whether every weight is a number; large files that were once seen to be sound are not read again."""
+        files = self.parts.identity.files.get(name, ())
+        if not are_large(files):
+            check_numbers(module, self.source, name)
+            return
+        seen = "; ".join(what for what, _ in self.parts.identity.evidence)  # an averaged copy is in the same file
+        memory, key = Remembered.of_environment(), key_of(f"sound {name}: {seen}", files)
+        if memory.get(key) is None:
+            check_numbers(module, self.source, name)
+            memory.note(key, "yes")
 
     def network(self, name: Literal["unet", "vae"], seamless: Literal["none", "x", "y", "both"] = "none") -> nn.Module:
         """A part, ready; where pictures are to join at their edges, a form of it with the same weights that wraps."""

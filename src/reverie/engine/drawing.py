@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from reverie.adapters.attach import Attachment
 from reverie.engine import latents as latent_space
+from reverie.engine import tiny
+from reverie.engine.caching import saving
 from reverie.engine.canvas import Canvas, spread
 from reverie.engine.conditions import Encoder, Script, Words, between, joined, networks_of, script_conditions
 from reverie.engine.equipment import Equipment
@@ -57,11 +59,14 @@ class Kit:
     def __init__(self, model: "Model", request: Request, evaluations: int, *, named: bool = True) -> None:
         self._model, self._request, self._named = model, request, named
         self.equipment = Equipment(model, request, evaluations)
-        self._steerer: Steerer | None = None
         self._encoders: dict[tuple[Attachment, ...], Encoder] = {}
 
     def attachments(self, text: str) -> tuple[Attachment, ...]:
-        """The LoRAs of the request, and those that a prompt names."""
+        """The LoRAs of the request, those that a prompt names, and those that picture prompts bring."""
+        named = self._named_by(text)
+        return named if not self._request.image_prompts else (*named, *self._steerer.loras)
+
+    def _named_by(self, text: str) -> tuple[Attachment, ...]:
         return self.equipment.attachments(networks_of(self._request, text) if self._named else ())
 
     def encoder(self, attachments: tuple[Attachment, ...]) -> Encoder:
@@ -72,19 +77,24 @@ class Kit:
 
     def steering(self, width: int, height: int) -> "Steering | None":
         """What steers a drawing of so many pixels; None where the request names no pictures that do."""
-        if not self._request.controls and not self._request.image_prompts:
-            return None
-        if self._steerer is None:
-            from reverie.engine.steering import Steerer
+        return self._steerer.at(width, height) if self._steers else None
 
-            self._steerer = Steerer(self._model, self._request)
-        return self._steerer.at(width, height)
+    @property
+    def _steers(self) -> bool:
+        return bool(self._request.controls or self._request.image_prompts)
+
+    @cached_property
+    def _steerer(self) -> "Steerer":
+        from reverie.engine.steering import Steerer  # many modules, for requests that want them
+
+        return Steerer(self._model, self._request, self.equipment.library)
 
     def used(self, own: Request) -> dict[str, str]:
         """SHA-256 of the adapters that were used for a picture, by kind and name."""
         hires = own.hires.prompt if own.hires else None
-        attachments = [a for text in (own.prompt, hires or "") for a in self.attachments(text)]
-        return self.equipment.used(attachments) | (self._steerer.used if self._steerer else {})
+        attachments = [a for text in (own.prompt, hires or "") for a in self._named_by(text)]
+        steered = self._steerer.used if self._steers else {}
+        return self.equipment.used(attachments) | steered | tiny.used(self._model, own)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +166,7 @@ def drawn(job: Job, group: Sequence[Picture]) -> tuple[Tensor, Tensor]:
 def finished(job: Job, latents: Tensor) -> Tensor:
     """Latents -> pixels `(B, H, W, 3)` float32 on the CPU: decoded, enlarged, put in their place."""
     model, request = job.model, job.request
-    pixels = model.decode(latents, request)
+    pixels = tiny.decode(model, latents, request)
     if not torch.isfinite(pixels).all():
         raise GenerationError("the decoded picture is not finite; try precision float32")
     if request.upscaler not in {None, "none"}:
@@ -292,7 +302,7 @@ def enlarged(model: "Model", before: Tensor, run: Pass, request: Request) -> Ten
     if name in latent_space.LATENT_UPSCALERS:
         mode, antialias = latent_space.LATENT_UPSCALERS[name]
         return F.interpolate(before, size=size, mode=mode, antialias=antialias)
-    pixels = model.decode(before, request)
+    pixels = tiny.decode(model, before, request)
     if name not in latent_space.PIXEL_UPSCALERS:
         pixels = model.upscaler(name).enlarge(pixels)
     large = latent_space.resized_pixels(pixels, (run.width, run.height), name)
@@ -332,12 +342,15 @@ def _answering(
     steering = job.kits[run.model].steering(run.width, run.height)
 
     def within(rows: slice, columns: slice) -> Guided:
+        asked = partial(saving, run=run, request=request, clock=clock, guidance=guidance)
         seen = None if begun.channels is None else begun.channels[..., rows, columns]
         conditions = at if seen is None else cache(lambda index: _seeing(at(index), seen))
         if steering is None:
-            return guided(predict, conditions, guidance, clock, parameterisation)
-        steered = steering.wrapped(predict, run, clock, rows, columns)
-        return guided(steered, cache(lambda i: steering.told(conditions(i))), guidance, clock, parameterisation)
+            return guided(asked(predict), conditions, guidance, clock, parameterisation)
+        steered = asked(steering.wrapped(predict, run, clock, rows, columns))
+        return guided(
+            steered, cache(lambda i: steering.told(conditions(i), i / clock.steps)), guidance, clock, parameterisation
+        )
 
     if request.tiles is None:
         whole = within(slice(None), slice(None))

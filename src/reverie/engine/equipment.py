@@ -14,7 +14,6 @@ from torch import nn
 
 from reverie.adapters.attach import Attachment, acting, formed
 from reverie.adapters.embedding import Embedding, open_embedding, vectors_for
-from reverie.adapters.files import find
 from reverie.adapters.hints import hint_for
 from reverie.adapters.lora import Adapter, open_adapter
 from reverie.checkpoint.source import open_weights
@@ -121,18 +120,19 @@ class Equipment:
         named = tuple(self._embedding(written) for written in self._request.embeddings)
         taken = {embedding.path.resolve() for embedding in named}
         text = " ".join(_texts(self._request)).lower()
-        paths = (path for path in self._library.adapters("embedding", self._model.source) if path.stem.lower() in text)
+        paths = (path for path in self.library.adapters("embedding", self._model.source) if path.stem.lower() in text)
         found = [path for path in paths if path.resolve() not in taken and _stands_in(path.stem, text)]
         return (*named, *(self._model.opened.get("embedding", path, self._open_embedding) for path in found))
 
     # Finding and opening
 
     @cached_property
-    def _library(self) -> Library:
+    def library(self) -> Library:
+        """Where files are looked for by name."""
         return Library.of_environment()
 
     def _find(self, name: str, kind: str) -> Path:
-        return find(name, self._library.folders_for(kind, self._model.source), kind)
+        return self.library.adapter(name, kind, self._model.source)
 
     def _adapter(self, name: str) -> Adapter:
         adapter = self._model.opened.get("LoRA", self._find(name, "LoRA"), self._open_adapter)
@@ -147,9 +147,7 @@ class Equipment:
         return open_embedding(path, self._model.parts)
 
     def _attachment(self, lora: Lora) -> Attachment:
-        text = lora.strength if lora.text_strength is None else lora.text_strength
-        blocks = {_block(name): _factor(name, value) for name, value in lora.blocks.items()}
-        return Attachment(self._adapter(lora.path), lora.strength, text, blocks, lora.start, lora.end, lora.way)
+        return attached(self._adapter(lora.path), lora)
 
     def _by_prompt(self, network: Network) -> Attachment:
         if network.kind != "lora":
@@ -166,17 +164,26 @@ class Equipment:
         return replace(embedding, name=word, token="") if equals else embedding
 
 
+def attached(adapter: Adapter, lora: Lora) -> Attachment:
+    """An adapter that acts as a request says."""
+    text = lora.strength if lora.text_strength is None else lora.text_strength
+    blocks = {_block(name): _factor(name, value) for name, value in lora.blocks.items()}
+    return Attachment(adapter, lora.strength, text, blocks, lora.start, lora.end, lora.way)
+
+
 def hinted(model: "Model", request: Request) -> Request:
     """The request with what distilled LoRAs (LCM, Turbo, Lightning...) want to be drawn with, where it does not say.
 
     Raises:
         RequestError: no such file, or several of one name.
     """
-    library, model_path = Library.of_environment(), model.source
     prompt = parse(request.prompt, dialect=request.dialect, steps=1)
     names = [*(lora.path for lora in request.loras), *(n.name for n in prompt.networks if n.kind == "lora")]
+    if not names:
+        return request
+    library = Library.of_environment()
     for name in names:
-        path = find(name, library.folders_for("LoRA", model_path))
+        path = library.adapter(name, "LoRA", model.source)
         hint = hint_for(path, open_weights(path).metadata)
         if hint is not None:
             wanted = {"sampler": hint.sampler, "spacing": hint.spacing, "steps": hint.steps,

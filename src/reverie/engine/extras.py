@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from reverie.engine.fields import Fields, Settings, number
+from reverie.engine.fields import Settings, Written, number
 
 Strength = Annotated[float, Field(ge=-10, le=10)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -62,7 +62,7 @@ def _factors(value: Any) -> Any:
     return tuple(value.split("+")) if isinstance(value, str) else value
 
 
-class Adapter(Fields):
+class Adapter(Written):
     """What every adapter has.
 
     Attributes:
@@ -91,12 +91,10 @@ class Lora(Adapter):
         "auto", description="added to the weights, or computed beside them; chosen if auto"
     )
 
-    @model_validator(mode="before")
     @classmethod
-    def _written(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        path, fields = written(value, ("strength", "text_strength"))
+    def of_text(cls, text: str) -> dict[str, Any]:
+        """See `Written`."""
+        path, fields = written(text, ("strength", "text_strength"))
         return {"path": path} | fields
 
 
@@ -123,12 +121,10 @@ class Control(Adapter):
         (), description="factors of the net's blocks, from the first down: 1+0.8+0.5..."
     )
 
-    @model_validator(mode="before")
     @classmethod
-    def _written(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        head, fields = written(value, ("strength", "start", "end"))
+    def of_text(cls, text: str) -> dict[str, Any]:
+        """See `Written`."""
+        head, fields = written(text, ("strength", "start", "end"))
         kind, _, picture = head.partition(":")
         return {"kind": kind, "picture": picture} | fields
 
@@ -141,13 +137,15 @@ class ImagePrompt(Adapter):
     )
     adapter: str | None = Field(None, description="the IP-Adapter's file, or a name; the library's only one if absent")
     encoder: str | None = Field(None, description="file or folder of the image encoder; found beside it if absent")
+    faces: str | None = Field(
+        None, description="file of a tensor (pictures, 512), embeddings of their faces by ArcFace; for FaceID's"
+    )
+    weight_type: str = Field("linear", description="how the strength changes from block to block")
     mask: str | None = Field(None, description="picture: where it acts, white")
     blocks: Settings = Field(default_factory=dict, description="factors by block: down.2=1,up.0=0.5")
 
-    @model_validator(mode="before")
     @classmethod
-    def _written(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        pictures, fields = written(value, ("strength", "start", "end"))
+    def of_text(cls, text: str) -> dict[str, Any]:
+        """See `Written`."""
+        pictures, fields = written(text, ("strength", "start", "end"))
         return {"pictures": tuple(pictures.split("|"))} | fields

@@ -1,8 +1,9 @@
 """What groups of a request's fields are made of."""
 
+from abc import abstractmethod
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Pixels = Annotated[int, Field(ge=8, le=8192)]
 Number = float | int | bool | str
@@ -12,6 +13,24 @@ class Fields(BaseModel):
     """A frozen group of fields; an unknown one is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Written(Fields):
+    """A group of fields that may also be written as one text, as it is in a flag."""
+
+    @classmethod
+    @abstractmethod
+    def of_text(cls, text: str) -> dict[str, Any]:
+        """The fields that a text says, not yet checked.
+
+        Raises:
+            ValueError: it is not written as such a group is.
+        """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> Any:
+        return cls.of_text(value) if isinstance(value, str) else value
 
 
 def number(text: str) -> Number:

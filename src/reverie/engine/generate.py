@@ -1,6 +1,6 @@
 """One function draws every picture."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -104,11 +104,17 @@ def generate(
 
 
 def batches(
-    model: "Model", request: Request, *, progress: Progress | None = None, watch: Watch | None = None
+    model: "Model",
+    request: Request,
+    *,
+    pictures: Sequence[Picture] | None = None,
+    progress: Progress | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Result]:
     """Draw a resolved request, handing over each batch as soon as it is drawn.
 
     Args:
+        pictures: instead of the request's own; prompts and seeds may be others, all else is the request's.
         progress: called as `(evaluations done, evaluations in all)`.
         watch: called as `(evaluations done, evaluations in all, x0)` with the latents as they are so far.
     """
@@ -117,7 +123,7 @@ def batches(
     scale = model.upscaler(request.upscaler).scale if request.upscaler not in {None, "none"} else 1
     canvas = prepare(request, model.parts.vae.config.factor, scale) if draws_over(model, request) else None
     passes = _passes(model, request, canvas)
-    groups = _grouped(request, passes, pictures_of(request))
+    groups = _grouped(request, passes, pictures_of(request) if pictures is None else pictures)
     done, total = 0, sum(run.evaluations for run in passes) * len(groups)
 
     def tell(x0: Tensor) -> None:
@@ -160,7 +166,7 @@ def _passes(model: "Model", request: Request, canvas: Canvas | None) -> tuple[Pa
     return last if second is None else (first, *last)
 
 
-def _grouped(request: Request, passes: tuple[Pass, ...], pictures: list[Picture]) -> list[list[Picture]]:
+def _grouped(request: Request, passes: tuple[Pass, ...], pictures: Sequence[Picture]) -> list[list[Picture]]:
     """Pictures that are drawn together: as many as the batch size says, where their prompts have the same parts."""
     alone = request.travel is not None or any(run.sampler.adaptive for run in passes)
     size = 1 if alone else request.batch_size

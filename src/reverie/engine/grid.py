@@ -125,14 +125,16 @@ def sheet(pictures: dict[tuple[int, int, int], Image.Image], axes: Sequence[Axis
     return image
 
 
-def captioned(pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = 6) -> Image.Image:
-    """Pictures of one size in rows, each over its caption, on one white sheet."""
+def captioned(
+    pictures: Sequence[Image.Image], captions: Sequence[str], columns: int = 6, ground: str = "white"
+) -> Image.Image:
+    """Pictures of one size in rows, each over its caption, on one sheet of a colour."""
     width, height = pictures[0].size
     font = _font(max(min(width // 14, 28), 13))
     texts = [label_lines(caption, width, font) for caption in captions]
     cell = (width + MARGIN, height + MARGIN + int(max(map(len, texts)) * font.size * 1.35))
     columns, rows = min(columns, len(pictures)), -(-len(pictures) // columns)
-    image = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), "white")
+    image = Image.new("RGB", (columns * cell[0] + MARGIN, rows * cell[1] + MARGIN), ground)
     draw = ImageDraw.Draw(image)
     for i, (picture, lines) in enumerate(zip(pictures, texts, strict=True)):
         left, top = MARGIN + i % columns * cell[0], MARGIN + i // columns * cell[1]

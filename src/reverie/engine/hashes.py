@@ -5,19 +5,32 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+from reverie.engine.remembered import Remembered, are_large, key_of
+
 
 def hash_paths(files: Sequence[Path]) -> str:
-    """SHA-256 of files as they are now; read again only when size or time have changed."""
-    return hash_files(tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
+    """SHA-256 of one file, or of the SHA-256s of several one after another, as they are now."""
+    digests = [_digest(path, key_of("sha256", [path])) for path in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(map(bytes.fromhex, digests))).hexdigest()
 
 
 @cache
-def hash_files(files: tuple[tuple[str, int, int], ...]) -> str:
-    """SHA-256 of one file, or of the SHA-256s of several one after another; `files` are (path, size, mtime)."""
-    digests = []
-    for path, _, _ in files:
-        with Path(path).open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256"))
-    if len(digests) == 1:
-        return digests[0].hexdigest()
-    return hashlib.sha256(b"".join(d.digest() for d in digests)).hexdigest()
+def _digest(path: Path, key: str) -> str:
+    """Of one file; of a large one it is kept for other processes.
+
+    Args:
+        key: changes when the file does.
+    """
+    if not are_large([path]):
+        return _read(path)
+    memory = Remembered.of_environment()
+    known = memory.get(key)
+    if known is None:
+        known = _read(path)
+        memory.note(key, known)
+    return known
+
+
+def _read(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

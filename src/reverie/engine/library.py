@@ -7,20 +7,20 @@ copied.
 
 import difflib
 import hashlib
-import json
 import os
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from reverie.adapters.files import find
 from reverie.checkpoint.hub import NAME, cache_folder
-from reverie.checkpoint.save import write_json
-from reverie.engine.hashes import hash_files
-from reverie.errors import CheckpointError, ConfigError, OutputError, RequestError
+from reverie.engine.hashes import hash_paths
+from reverie.engine.remembered import Remembered, key_of
+from reverie.errors import CheckpointError, ConfigError, RequestError
 from reverie.families.detect import open_checkpoint
 
 ENDINGS = (".safetensors", ".ckpt", ".gguf", ".sft")
@@ -89,13 +89,13 @@ class Library:
     Attributes:
         folders: as they were asked for, each its own or a program's.
         hub: the cache of the hub.
-        memory: where hashes are kept, by path, size and time.
+        memory: where hashes are kept.
     """
 
     folders: tuple[Path, ...]
     hub: Path
-    memory: Path
-    _known: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    memory: Remembered = field(repr=False, compare=False)
+    _children: dict[Path, list[Path]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] | None = None) -> "Library":
@@ -106,10 +106,9 @@ class Library:
         """
         env = os.environ if environment is None else environment
         config = Path(env.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "reverie" / "config.toml"
-        memory = Path(env.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "reverie" / "hashes.json"
         named = [part for part in env.get("REVERIE_MODELS", "").split(os.pathsep) if part]
         folders = dict.fromkeys(Path(part).expanduser() for part in [*named, *_configured(config)])
-        return cls(tuple(folders), cache_folder(env), memory)
+        return cls(tuple(folders), cache_folder(env), Remembered.of_environment(env))
 
     def models(self, search: str = "") -> list[Found]:
         """Every model, or those whose name or folder has all words of `search`; by name.
@@ -167,9 +166,23 @@ class Library:
         above = () if model is None else (model.resolve(), *model.resolve().parents[:ABOVE])
         roots = dict.fromkeys((*self.folders, *above))
         places = (place for root in roots for place in (root, root / "models"))
-        found = [path for place in places for path in _children(place) if path.name.lower() in ADAPTERS[kind]]
+        found = [path for place in places for path in self._below(place) if path.name.lower() in ADAPTERS[kind]]
         plain = [folder for folder in self.folders if not any(folder in path.parents for path in found)]
         return list(dict.fromkeys((*found, *plain)))
+
+    def _below(self, place: Path) -> list[Path]:
+        """The folders in a folder, looked at once."""
+        if place not in self._children:
+            self._children[place] = _children(place)
+        return self._children[place]
+
+    def adapter(self, name: str, kind: str, model: Path | None = None) -> Path:
+        """The file that a name means: a path, or the name of one in `folders_for`.
+
+        Raises:
+            RequestError: no such file, or several.
+        """
+        return find(name, self.folders_for(kind, model), kind)
 
     def adapters(self, kind: str, model: Path | None = None) -> list[Path]:
         """Every adapter of a kind in folders that are named for it; see `folders_for`."""
@@ -199,19 +212,10 @@ class Library:
     # Hashes
 
     def _remembered(self, model: Found) -> Found:
-        if not self._known:
-            with suppress(OSError, ValueError, AttributeError):
-                self._known.update({str(k): str(v) for k, v in json.loads(self.memory.read_text("utf-8")).items()})
-        sha = self._known.get(_key(model.path), "")
-        return Found(model.name, model.path, model.where, model.size, sha) if sha else model
+        return replace(model, sha256=self.memory.get(_key(model.path)) or "")
 
     def _remember(self, model: Found) -> None:
-        files = weight_paths(model.path)
-        sha = hash_files(tuple((str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files))
-        self._known[_key(model.path)] = sha
-        with suppress(OSError, OutputError):  # a memory that cannot be written is only slower
-            self.memory.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.memory, self._known)
+        self.memory.note(_key(model.path), hash_paths(weight_paths(model.path)))
 
 
 def _children(folder: Path) -> list[Path]:
@@ -303,10 +307,9 @@ def _only(models: list[Found], name: str) -> Path:
 
 
 def _key(path: Path) -> str:
-    """Path, size and time: of a folder, of all its files."""
+    """Changes when the model does: of a folder, when any of its files does."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    facts = [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in files]
-    return f"{path}|{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}"
+    return f"model|{path}|{hashlib.sha256(key_of('', files).encode()).hexdigest()[:32]}"
 
 
 def _old_hash(path: Path) -> str:

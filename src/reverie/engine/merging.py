@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reverie.adapters.attach import Attachment, block_name
-from reverie.adapters.deltas import Delta
+from reverie.adapters.attach import Attachment, Change, changes_of, merged_bias, merged_weight, of_block
 from reverie.engine.convert import Converted, convert
 from reverie.engine.deferred import Deferred, DeferredFile, now
 from reverie.engine.mixing import METHODS, Method, Options
@@ -61,11 +60,9 @@ class Merge:
         """The method."""
         return METHODS[self.method]
 
-    def weights(self, part: str, path: str) -> list[float]:
+    def weights(self, path: str) -> list[float]:
         """Of the other models, for one layer."""
-        fitting = [key for key in self.blocks if path == key or path.startswith(f"{key}.")]
-        name = "BASE" if part.startswith("text_encoder") else block_name(path)
-        own = self.blocks[max(fitting, key=len)] if fitting else self.blocks.get(name)
+        own = of_block(self.blocks, path)
         return [weight if own is None else own for _, weight in self.others]
 
 
@@ -146,12 +143,12 @@ def _merged(
         first = piece.tensors()
         each = [pieces[name].tensors() for _, pieces in others]
         ground = first if base is None else base[1][name].tensors()
-        return {key: _mixed(key, name, merged, tensor, each, ground) for key, tensor in first.items()}
+        return {key: _mixed(key, merged, tensor, each, ground) for key, tensor in first.items()}
 
     return replace(piece, tensors=tensors)
 
 
-def _mixed(key: str, part: str, merged: Merge, first: Tensor, others: Sequence[Part], base: Part) -> Tensor:
+def _mixed(key: str, merged: Merge, first: Tensor, others: Sequence[Part], base: Part) -> Tensor:
     """One tensor, when it is asked for."""
     if not first.is_floating_point() or any(key not in other for other in (*others, base)):
         return first
@@ -160,7 +157,7 @@ def _mixed(key: str, part: str, merged: Merge, first: Tensor, others: Sequence[P
         mine = now(first).float()
         theirs = [_fitted(now(other[key]).float(), mine) for other in others]
         ground = _fitted(now(base[key]).float(), mine)
-        weights = merged.weights(part, key.rpartition(".")[0])
+        weights = merged.weights(key.rpartition(".")[0])
         return merged.how.mix(mine, theirs, weights, ground, merged.options).to(first.dtype)
 
     return Deferred.of(first.shape, first.dtype, load)
@@ -180,39 +177,26 @@ def _fitted(other: Tensor, like: Tensor) -> Tensor:
 
 
 def _baked(piece: Piece, part: str, attachments: Sequence[Attachment]) -> Piece:
-    changes: dict[str, list[tuple[Delta, float]]] = {}
-    for attachment in sorted(attachments, key=Attachment.order):
-        for path, delta in attachment.adapter.deltas.get(part, {}).items():
-            if strength := attachment.strength(part, path):
-                changes.setdefault(path, []).append((delta, strength))
+    changes = changes_of(part, attachments)
 
     def tensors() -> Part:
         found = dict(piece.tensors())
         for path, several in changes.items():
             weight, bias = f"{path}.weight", f"{path}.bias"
-            found[weight] = _with_weight(found[weight], several)
+            found[weight] = _baked_later(found[weight], several, merged_weight)
             if bias in found:
-                found[bias] = _with_bias(found[bias], several)
+                found[bias] = _baked_later(found[bias], several, merged_bias)
         return found
 
     return replace(piece, tensors=tensors) if changes else piece
 
 
-def _with_weight(tensor: Tensor, changes: Sequence[tuple[Delta, float]]) -> Tensor:
+def _baked_later(
+    tensor: Tensor, changes: Sequence[Change], bake: Callable[[Tensor, Sequence[Change]], Tensor | None]
+) -> Tensor:
     def load() -> Tensor:
-        original = now(tensor).float()
-        total = original
-        for delta, strength in changes:
-            total = delta.added(total, original, strength)
-        return total.to(tensor.dtype)
-
-    return Deferred.of(tensor.shape, tensor.dtype, load)
-
-
-def _with_bias(tensor: Tensor, changes: Sequence[tuple[Delta, float]]) -> Tensor:
-    def load() -> Tensor:
-        original = now(tensor).float()
-        differences = (delta.bias_difference(original, strength) for delta, strength in changes)
-        return sum((d for d in differences if d is not None), original).to(tensor.dtype)
+        made = bake(now(tensor), changes)
+        assert made is not None
+        return made
 
     return Deferred.of(tensor.shape, tensor.dtype, load)

@@ -11,7 +11,7 @@ from torch import Tensor
 from reverie.diffusion.process import EdmProcess
 from reverie.diffusion.spacing import TIMESTEP_SPACINGS, manual
 from reverie.engine.request import HANDED_OVER, Refine, Request
-from reverie.errors import RequestError
+from reverie.errors import RequestError, unfit
 from reverie.sampling.exponential import FEW_STEPS
 from reverie.sampling.presets import PRESETS, Preset, img2img_sigmas, told_timestep, visited
 from reverie.sampling.registry import Sampler, load_all
@@ -247,8 +247,6 @@ def _checked(sampler: Sampler, name: str, value: object) -> object:
     try:
         found: object = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False)).validate_python(value)
     except ValidationError as error:
-        message = error.errors()[0]["msg"]
-        raise RequestError(
-            f"option {name} of sampler {sampler.name} is {value!r}: {message[0].lower()}{message[1:]}"
-        ) from None
+        why = error.errors()[0]["msg"]
+        raise RequestError(unfit(f"option {name} of sampler {sampler.name}", value, why)) from None
     return found

@@ -3,29 +3,27 @@
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from reverie.engine.extras import Control, ImagePrompt, Lora
-from reverie.engine.fields import Fields, Pixels, Settings
-from reverie.errors import RequestError
+from reverie.engine.fields import Fields, Pixels, Settings, Written
+from reverie.engine.thrift import Cache, Fast, Merging
+from reverie.errors import RequestError, unfit, unknown
 
 MAX_SEED = 2**63 - 1
 HANDED_OVER = 0.8  # share of the noise schedule: SDXL's refiner knows the last 200 of 1000 timesteps
 
 
-class Guide(Fields):
-    """One named guidance wrapper (see `reverie guides`) and its settings."""
+class Guide(Written):
+    """One named guidance wrapper (see `reverie guides`) and its settings. Written `pag:scale=3,layers=mid+up.0`."""
 
     name: str = Field(description="name of the wrapper")
     options: Settings = Field(default_factory=dict, description="its settings")
 
-    @model_validator(mode="before")
     @classmethod
-    def _written(cls, value: Any) -> Any:
-        """`"pag:scale=3,layers=mid+up.0"` is one too."""
-        if not isinstance(value, str):
-            return value
-        name, _, options = value.partition(":")
+    def of_text(cls, text: str) -> dict[str, Any]:
+        """See `Written`."""
+        name, _, options = text.partition(":")
         return {"name": name.strip(), "options": options}
 
 
@@ -35,6 +33,10 @@ def _several(value: Any) -> Any:
 
 def _numbers(value: Any) -> Any:
     return tuple(part for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+def _level(value: Any) -> Any:
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
 def _pair(value: Any) -> Any:
@@ -244,6 +246,15 @@ class Request(Fields):
         None,
         description="latents of `image`: a sample from what the VAE says (diffusers), or its mean; sample if absent",
     )
+    # less work than the exact picture needs; see docs/speed.md
+    fast: Annotated[Fast | None, BeforeValidator(_level)] = Field(
+        None, description="sets of the switches below: 0 none, to 3 the most; auto as `reverie tune` found; 0 if absent"
+    )
+    cache: Cache | None = Field(None, description="feature caching")
+    token_merging: Merging | None = Field(None, description="token merging")
+    decoder: str = Field(
+        "full", description="what decodes latents: full, the model's own; tiny, TAESD from the library; or its file"
+    )
     # memory
     vae_tile: int | None = Field(
         None, ge=0, le=8192, description="decode and encode in tiles of so many pixels; 0 never, chosen if absent"
@@ -265,19 +276,10 @@ class Request(Fields):
 def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """The first problem of a validation error in one line: what was found, what was expected."""
     first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"]) or "request"
     if first["type"] == "extra_forbidden":
-        import difflib
-
-        *groups, last = first["loc"]
-        fields = _within(kind, groups).model_fields
-        near = difflib.get_close_matches(str(last), fields, n=1)
-        there = f"; fields of {groups[0]} are" if groups else "; fields are"
-        hint = f"; did you mean {near[0]}?" if near else f"{there} {', '.join(fields)}"
-        return f"unknown field {name!r}{hint}"
-    message = first["msg"][0].lower() + first["msg"][1:]
-    found = repr(first["input"])
-    return f"{name} is {found if len(found) <= 80 else found[:77] + '...'}: {message}"
+        *groups, name = first["loc"]
+        return unknown("field", str(name), _within(kind, groups).model_fields, [str(group) for group in groups])
+    return unfit(".".join(map(str, first["loc"])) or "request", first["input"], first["msg"])
 
 
 def _within(kind: type[BaseModel], groups: Sequence[int | str]) -> type[BaseModel]:

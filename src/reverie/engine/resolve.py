@@ -7,6 +7,7 @@ from reverie.diffusion.process import FlowProcess
 from reverie.diffusion.spacing import SPACINGS
 from reverie.engine.equipment import hinted
 from reverie.engine.latents import check_size
+from reverie.engine.levels import thrifty
 from reverie.engine.plan import preset_of
 from reverie.engine.request import MAX_SEED, Request
 from reverie.engine.showing import SHOWN
@@ -28,7 +29,7 @@ def resolve(model: "Model", request: Request) -> Request:
     Raises:
         RequestError: an unknown sampler or spacing, a size the network cannot draw, fields that do not go together.
     """
-    request = hinted(model, request)
+    request = thrifty(model, hinted(model, request))
     defaults, over = model.parts.defaults, draws_over(model, request)
     chosen: dict[str, Any] = {
         name: getattr(defaults, name)

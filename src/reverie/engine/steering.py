@@ -2,20 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from reverie.adapters.attach import Attachment
 from reverie.adapters.control_files import ControlFile, open_control
 from reverie.adapters.controlnet import UNION_KINDS, Control, Fit, controlled, fitted
-from reverie.adapters.ip_adapter import ImagePrompt, area, image_encoder_for, image_prompted, tokens
+from reverie.adapters.ip_adapter import ImagePrompt, area, image_encoder_for, image_prompted, read_faces, tokens
 from reverie.adapters.ip_adapter_file import IpAdapter, open_ip_adapter
 from reverie.adapters.kinds import describe_addon
 from reverie.adapters.reference import Reference, referenced
-from reverie.adapters.t2i_adapter import FeatureControl, adapted, features
+from reverie.adapters.t2i_adapter import FeatureControl, StylePrompt, adapted, features, style_tokens, styled
 from reverie.adapters.t2i_adapter_file import open_t2i_adapter
 from reverie.checkpoint.source import open_weights
 from reverie.control.pixels import hint
@@ -28,9 +31,11 @@ from reverie.engine.sources import read_mask, read_picture, to_tensor
 from reverie.errors import CheckpointError, RequestError
 from reverie.families.json_config import read_json
 from reverie.families.vision import open_clip_vision
-from reverie.nets.t2i_adapter import T2IAdapter
+from reverie.nets.clip_vision import ClipVision, clip_pixels
+from reverie.nets.image_tokens import TokensConfig
+from reverie.nets.t2i_adapter import StyleAdapter, T2IAdapter
 from reverie.nets.unet import UNet
-from reverie.sampling.guidance import Clock, Conditions
+from reverie.sampling.guidance import Clock, Conditions, during
 from reverie.types import Cond, Predict
 
 if TYPE_CHECKING:
@@ -56,6 +61,7 @@ class Steering:
         features: T2I-Adapters.
         references: pictures that are looked at.
         prompts: pictures as prompts.
+        styles: pictures whose style follows the prompt.
     """
 
     model: "Model"
@@ -63,6 +69,7 @@ class Steering:
     features: tuple[FeatureControl, ...] = ()
     references: tuple[Reference, ...] = ()
     prompts: tuple[ImagePrompt, ...] = ()
+    styles: tuple[StylePrompt, ...] = ()
 
     @property
     def one_sided(self) -> bool:
@@ -86,14 +93,21 @@ class Steering:
             )
         return predict
 
-    def told(self, conditions: Conditions) -> Conditions:
-        """Conditions with the tokens of picture prompts, and with how strongly each side is steered."""
-        if not self.prompts and not self.one_sided:
+    def told(self, conditions: Conditions, progress: float) -> Conditions:
+        """Conditions with the tokens of picture prompts, and with how strongly each side is steered.
+
+        Args:
+            progress: share of the steps that came before.
+        """
+        styles = [style for style in self.styles if during(progress, style.start, style.end)]
+        if not self.prompts and not styles and not self.one_sided:
             return conditions
         shown = [[prompt.positive for prompt in self.prompts], [prompt.negative for prompt in self.prompts]]
 
         def each(cond: Cond, side: int) -> Cond:
             count = len(cond.context)
+            for style in styles:
+                cond = styled(cond, style, negative=bool(side))
             images = tuple(t.to(cond.context).expand(count, -1, -1) for t in shown[side])
             control = torch.full((count,), 1.0 - side) if self.one_sided else None
             return replace(cond, images=images, control=control)
@@ -119,14 +133,16 @@ def _windowed(prompt: ImagePrompt, rows: slice, columns: slice, factor: int) -> 
 class Steerer:
     """Makes the steering of a request for one model.
 
+    Args:
+        library: where files are looked for by name.
+
     Raises:
         RequestError: no such file or picture, several that fit, a preprocessor that cannot run.
         CheckpointError: a file that is broken, or made for another model.
     """
 
-    def __init__(self, model: "Model", request: Request) -> None:
-        self._model, self._request = model, request
-        self._library = Library.of_environment()
+    def __init__(self, model: "Model", request: Request, library: Library) -> None:
+        self._model, self._request, self._library = model, request, library
         self._made: dict[tuple[int, int], Steering] = {}
         self.used: dict[str, str] = {}
 
@@ -141,8 +157,20 @@ class Steerer:
         for control in request.controls:
             found = self._with_control(found, control, width, height)
         found = replace(found, controls=_together(found.controls))
-        prompts = tuple(self._prompt(prompt, width, height) for prompt in request.image_prompts)
-        return replace(found, prompts=prompts)
+        for prompt in request.image_prompts:
+            made = self._prompt(prompt, width, height)
+            if isinstance(made, StylePrompt):
+                found = replace(found, styles=(*found.styles, made))
+            else:
+                found = replace(found, prompts=(*found.prompts, made))
+        return found
+
+    @cached_property
+    def loras(self) -> tuple[Attachment, ...]:
+        """What of picture prompts goes into the network's own layers: FaceID's LoRAs."""
+        adapters = (self._picture_adapter(prompt) for prompt in self._request.image_prompts)
+        beside = (adapter.lora for adapter in adapters if isinstance(adapter, IpAdapter))
+        return tuple(Attachment(lora) for lora in beside if lora is not None)
 
     # Controls
 
@@ -219,7 +247,7 @@ class Steerer:
         if _is_t2i(path):
             adapter = open_t2i_adapter(path, self._model.parts)
             if not isinstance(adapter, T2IAdapter):
-                raise CheckpointError(f"{path} is a style adapter; give it to an image prompt, as adapter")
+                raise CheckpointError(f"{path} is a style adapter; give it to an image prompt: PICTURE:adapter={path}")
             return adapter
         return open_control(path, self._model.parts)
 
@@ -252,40 +280,64 @@ class Steerer:
 
     # Picture prompts
 
-    def _prompt(self, prompt: extras.ImagePrompt, width: int, height: int) -> ImagePrompt:
-        adapter = self._ip_adapter(prompt)
-        vision = None
-        if adapter.config.kind != "face":
-            path = Path(prompt.encoder).expanduser() if prompt.encoder else self._encoder_path(adapter)
-            vision = self._placed(self._model.opened.get("image encoder", path, open_clip_vision))
+    def _prompt(self, prompt: extras.ImagePrompt, width: int, height: int) -> ImagePrompt | StylePrompt:
+        adapter = self._picture_adapter(prompt)
         pictures = [read_picture(source, "image_prompts.pictures").convert("RGB") for source in prompt.pictures]
-        positive, negative = tokens(adapter, vision, pictures)
+        if isinstance(adapter, StyleAdapter):
+            return self._style(adapter, prompt, pictures)
+        vision = None if adapter.config.kind == "face" else self._vision(prompt, adapter.config)
+        faces = None if prompt.faces is None else read_faces(Path(prompt.faces).expanduser())
+        positive, negative = tokens(adapter, vision, pictures, faces)
         mask = None if prompt.mask is None else area(read_picture(prompt.mask, "image_prompts.mask"), width, height)
         blocks = {name: float(factor) for name, factor in prompt.blocks.items()}
         return ImagePrompt(
             adapter, positive, negative, prompt.strength, prompt.start, prompt.end,
-            None if mask is None else mask.to(self._model.device), blocks,
+            None if mask is None else mask.to(self._model.device), blocks, prompt.weight_type,
         )  # fmt: skip
 
-    def _ip_adapter(self, prompt: extras.ImagePrompt) -> IpAdapter:
-        from reverie.adapters.files import find
+    def _style(self, adapter: StyleAdapter, prompt: extras.ImagePrompt, pictures: Sequence[Image.Image]) -> StylePrompt:
+        """Tokens of every picture, one after the other."""
+        for name in ("mask", "blocks", "faces"):
+            if getattr(prompt, name):
+                raise RequestError(f"a style adapter's tokens follow the prompt everywhere; leave {name} out")
+        vision = self._vision(prompt, TokensConfig("states", adapter.config.source, adapter.config.width))
+        pixels = (clip_pixels(picture, vision.config.image_size) for picture in pictures)
+        with torch.no_grad():
+            made = [style_tokens(adapter, vision.states(p.to(self._model.device, self._model.dtype))) for p in pixels]
+        return StylePrompt(torch.cat(made, dim=1), prompt.strength, prompt.start, prompt.end)
 
-        if prompt.adapter is None:
-            known = self._library.adapters("IP-Adapter", self._model.source)
-            if len(known) != 1:
-                raise RequestError(f"{len(known)} IP-Adapters are known; say which with adapter=FILE")
-            path = known[0]
-        else:
-            path = find(prompt.adapter, self._library.folders_for("IP-Adapter", self._model.source), "IP-Adapter")
-        adapter = self._model.opened.get("IP-Adapter", path, lambda p: open_ip_adapter(p, self._model.parts))
+    def _picture_adapter(self, prompt: extras.ImagePrompt) -> IpAdapter | StyleAdapter:
+        path = self._picture_path(prompt)
+        adapter = self._model.opened.get("IP-Adapter", path, self._open_picture_adapter)
         self._note("image prompt", path, None)
-        self._placed(adapter.network)
+        self._placed(adapter.network if isinstance(adapter, IpAdapter) else adapter)
         return adapter
 
-    def _encoder_path(self, adapter: IpAdapter) -> Path:
+    def _picture_path(self, prompt: extras.ImagePrompt) -> Path:
+        if prompt.adapter is not None:
+            return self._library.adapter(prompt.adapter, "IP-Adapter", self._model.source)
+        known = self._library.adapters("IP-Adapter", self._model.source)
+        if len(known) != 1:
+            raise RequestError(f"{len(known)} IP-Adapters are known; say which with adapter=FILE")
+        return known[0]
+
+    def _open_picture_adapter(self, path: Path) -> IpAdapter | StyleAdapter:
+        if _is_t2i(path):
+            adapter = open_t2i_adapter(path, self._model.parts)
+            if isinstance(adapter, T2IAdapter):
+                raise CheckpointError(f"{path} is a T2I-Adapter, which follows a control picture; give it to a control")
+            return adapter
+        return open_ip_adapter(path, self._model.parts)
+
+    def _vision(self, prompt: extras.ImagePrompt, config: TokensConfig) -> ClipVision:
+        """The image encoder that an adapter sees pictures with."""
+        path = Path(prompt.encoder).expanduser() if prompt.encoder else self._encoder_path(prompt, config)
+        return self._placed(self._model.opened.get("image encoder", path, open_clip_vision))
+
+    def _encoder_path(self, prompt: extras.ImagePrompt, config: TokensConfig) -> Path:
         own = self._model.source / "image_encoder"
         places = self._library.folders_for("image encoder", self._model.source)
-        return image_encoder_for(adapter, [*([own] if own.is_dir() else []), *places])
+        return image_encoder_for(self._picture_path(prompt), config, [*([own] if own.is_dir() else []), *places])
 
     # What all of them need
 

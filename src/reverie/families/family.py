@@ -99,6 +99,12 @@ def by_text_encoder(pieces: Pieces, activation: str, context_width: int) -> str 
     return f"a U-Net whose prompt is {context_width} wide" if unet.config.context_width == context_width else None
 
 
+def by_prompt(sight: Sight, context_width: int) -> str | None:
+    """What shows the family of a U-Net that is alone in a file: how wide the prompt is."""
+    alone = not sight.has_text and sight.context_width == context_width
+    return f"a U-Net whose prompt is {context_width} wide, and no text encoder" if alone else None
+
+
 def load_all() -> list[Family]:
     """Every family: imports `families/*/family.py`."""
     for file in sorted(Path(__file__).parent.glob("*/family.py")):

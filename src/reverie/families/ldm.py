@@ -13,7 +13,7 @@ from torch import Tensor
 from reverie.errors import CheckpointError
 from reverie.families import shapes as shapes_
 from reverie.families.json_config import LEVELS
-from reverie.families.pairs import Pair, Tensors, from_file, refuse_strangers, to_file
+from reverie.families.pairs import Pair, Tensors, from_file, refuse_strangers, shapes_from_file, to_file
 from reverie.families.shapes import Shapes, count, need
 from reverie.nets.autoencoder import AutoencoderConfig
 from reverie.nets.clip_text import ClipTextConfig
@@ -59,6 +59,12 @@ def _renamed(tensors: Tensors, table: Mapping[str, str], what: str) -> dict[str,
     return {other: tensors[name] for name, other in found.items() if other is not None}
 
 
+def _known(shapes: Shapes, table: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """The shapes whose names the table knows, under their other names."""
+    renamed = ((rename(name, table), shape) for name, shape in shapes.items())
+    return {name: shape for name, shape in renamed if name is not None}
+
+
 def _inside(ours: str, theirs: str, parts: Mapping[str, str]) -> Pairs:
     for a, b in parts.items():
         yield f"{ours}.{a}", f"{theirs}.{b}"
@@ -102,9 +108,7 @@ def unet_config(shapes: Shapes, vector: VectorKind = "add_embedding") -> UNetCon
     """
     for name in ("input_blocks.0.0.weight", "out.2.weight"):  # named here as the file has them
         need(shapes, name, 4)
-    table = inverse(dict(_unet_pairs(_frame(shapes, vector))))
-    renamed = ((rename(name, table), shape) for name, shape in shapes.items())
-    return shapes_.unet_config({name: shape for name, shape in renamed if name is not None})
+    return shapes_.unet_config(_known(shapes, inverse(dict(_unet_pairs(_frame(shapes, vector))))))
 
 
 def unet_from_file(tensors: Tensors, config: UNetConfig) -> dict[str, Tensor]:
@@ -190,9 +194,8 @@ def vae_config(shapes: Shapes) -> AutoencoderConfig:
         CheckpointError: a tensor is missing or of an impossible shape.
     """
     levels = count(shapes, "encoder.down.{}.block.0.conv1.weight")
-    table = inverse(dict(_vae_pairs(levels, count(shapes, "encoder.down.0.block.{}.conv1.weight"))))
-    renamed = ((rename(name, table), shape) for name, shape in shapes.items())
-    return shapes_.vae_config({name: shape for name, shape in renamed if name is not None})
+    layers = count(shapes, "encoder.down.0.block.{}.conv1.weight")
+    return shapes_.vae_config(_known(shapes, inverse(dict(_vae_pairs(levels, layers)))))
 
 
 def vae_from_file(tensors: Tensors, config: AutoencoderConfig) -> dict[str, Tensor]:
@@ -238,6 +241,20 @@ def _vae_pairs(levels: int, layers: int) -> Pairs:
 # The text encoder of OpenCLIP
 
 
+def open_clip_layer(theirs: str, ours: str) -> list[Pair]:
+    """Every tensor of one layer of a transformer in OpenCLIP's layout, which is openai/CLIP's.
+
+    Args:
+        theirs, ours: the paths of the layer.
+    """
+    table = []
+    for leaf in ("weight", "bias"):
+        own = tuple(f"{ours}.self_attn.{part}_proj.{leaf}" for part in "qkv")
+        table.append(Pair(f"{theirs}.attn.in_proj_{leaf}", own))
+        table += [Pair(f"{theirs}.{b}.{leaf}", (f"{ours}.{a}.{leaf}",)) for a, b in LAYER.items()]
+    return table
+
+
 def open_clip_table(config: ClipTextConfig) -> list[Pair]:
     """Every tensor of a text encoder, once."""
     outside = {
@@ -250,11 +267,7 @@ def open_clip_table(config: ClipTextConfig) -> list[Pair]:
     if config.projection_width:
         table.append(Pair("text_projection", ("text_projection.weight",), "transposed"))
     for n in range(config.layers):
-        theirs, ours = f"transformer.resblocks.{n}", f"text_model.encoder.layers.{n}"
-        for leaf in ("weight", "bias"):
-            own = tuple(f"{ours}.self_attn.{part}_proj.{leaf}" for part in "qkv")
-            table.append(Pair(f"{theirs}.attn.in_proj_{leaf}", own))
-            table += [Pair(f"{theirs}.{b}.{leaf}", (f"{ours}.{a}.{leaf}",)) for a, b in LAYER.items()]
+        table += open_clip_layer(f"transformer.resblocks.{n}", f"text_model.encoder.layers.{n}")
     return table
 
 
@@ -268,12 +281,7 @@ def open_clip_config(shapes: Shapes) -> ClipTextConfig:
         CheckpointError: a tensor is missing or of an impossible shape.
     """
     bare = ClipTextConfig(layers=count(shapes, RESBLOCK), projection_width=1)
-    renamed: dict[str, tuple[int, ...]] = {}
-    for pair in open_clip_table(bare):
-        if pair.theirs in shapes:
-            shape = shapes[pair.theirs]
-            renamed |= dict.fromkeys(pair.ours, shape[::-1] if pair.change else shape)
-    return shapes_.clip_config(renamed, "gelu")
+    return shapes_.clip_config(shapes_from_file(open_clip_table(bare), shapes), "gelu")
 
 
 def open_clip_from_file(tensors: Tensors, config: ClipTextConfig) -> dict[str, Tensor]:

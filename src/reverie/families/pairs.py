@@ -72,6 +72,16 @@ def from_file(table: Sequence[Pair], tensors: Tensors, what: str) -> dict[str, T
     return found
 
 
+def shapes_from_file(table: Sequence[Pair], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes in a file under our names, for reading a config: each of several parts has the shape of the whole."""
+    found: dict[str, tuple[int, ...]] = {}
+    for pair in table:
+        if pair.theirs in shapes:
+            shape = shapes[pair.theirs]
+            found |= dict.fromkeys(pair.ours, shape[::-1] if pair.change else shape)
+    return found
+
+
 def to_file(table: Sequence[Pair], tensors: Tensors, what: str) -> dict[str, Tensor]:
     """Our tensors under their names in a file, without the prefix.
 

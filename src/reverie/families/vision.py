@@ -12,8 +12,8 @@ from reverie.checkpoint.source import WeightFile, open_weights
 from reverie.errors import CheckpointError
 from reverie.families.folder import open_part
 from reverie.families.json_config import Json, JsonConfig
-from reverie.families.ldm import LAYER
-from reverie.families.pairs import Pair, from_file
+from reverie.families.ldm import open_clip_layer
+from reverie.families.pairs import Pair, from_file, shapes_from_file
 from reverie.families.pieces import Kind, Piece, about
 from reverie.families.shapes import Header, Shapes, count, need, shapes_of
 from reverie.nets.clip_text import ACTIVATIONS
@@ -186,16 +186,11 @@ def config_of_shapes(shapes: Shapes) -> ClipVisionConfig:
 
 def _open_clip_config(shapes: Shapes) -> ClipVisionConfig:
     layers = count(shapes, "transformer.resblocks.{}.ln_1.weight")
-    renamed: dict[str, tuple[int, ...]] = {}
-    for pair in _table(ClipVisionConfig(layers=layers)):
-        if pair.theirs in shapes:
-            shape = shapes[pair.theirs]
-            renamed |= dict.fromkeys(pair.ours, shape[::-1] if pair.change else shape)
-    return config_of_shapes(renamed)
+    return config_of_shapes(shapes_from_file(_table(ClipVisionConfig(layers=layers)), shapes))
 
 
 def _table(config: ClipVisionConfig) -> list[Pair]:
-    """Every tensor in OpenCLIP's layout (`transformer.py: VisionTransformer`), which is openai/CLIP's."""
+    """Every tensor in OpenCLIP's layout (`transformer.py: VisionTransformer`)."""
     outside = {
         "class_embedding": "embeddings.class_embedding",
         "positional_embedding": "embeddings.position_embedding.weight",
@@ -210,9 +205,5 @@ def _table(config: ClipVisionConfig) -> list[Pair]:
     if config.projection_width:
         table.append(Pair("proj", (PROJECTION,), "transposed"))
     for n in range(config.layers):
-        theirs, ours = f"transformer.resblocks.{n}", f"{OURS}encoder.layers.{n}"
-        for leaf in ("weight", "bias"):
-            own = tuple(f"{ours}.self_attn.{part}_proj.{leaf}" for part in "qkv")
-            table.append(Pair(f"{theirs}.attn.in_proj_{leaf}", own))
-            table += [Pair(f"{theirs}.{b}.{leaf}", (f"{ours}.{a}.{leaf}",)) for a, b in LAYER.items()]
+        table += open_clip_layer(f"transformer.resblocks.{n}", f"{OURS}encoder.layers.{n}")
     return table

@@ -12,6 +12,7 @@ from reverie.text import schedule
 from reverie.text.emphasis import emphasised, show_sections
 from reverie.text.networks import extracted, show_network
 from reverie.text.pieces import (
+    REAL,
     SANE,
     Blend,
     Part,
@@ -28,7 +29,7 @@ from reverie.text.pieces import (
 )
 
 _AND = re.compile(r"\bAND\b")
-_WEIGHT = re.compile(r":\s*+([+-]?(?:[0-9]++\.?+(?:[0-9]++)?|\.[0-9]++))")
+_WEIGHT = re.compile(rf":\s*+([+-]?{REAL})")
 
 
 def parse(text: str, reading: Reading) -> Prompt:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from reverie.errors import RequestError
 from reverie.text.emphasis import STEP
 from reverie.text.pieces import (
+    REAL,
     Blend,
     Piece,
     Prompt,
@@ -21,11 +22,12 @@ from reverie.text.pieces import (
     excerpt,
     limited,
     number,
+    unmatched,
     unusual,
 )
 
 _TOKEN = re.compile(r"\\[()]|[()]|[^\\()]++|\\")
-_WEIGHT = re.compile(r"\s*+([+-]?(?:[0-9]++\.?+[0-9]*+|\.[0-9]++)(?:[eE][+-]?[0-9]++)?)\s*+")
+_WEIGHT = re.compile(rf"\s*+([+-]?{REAL}(?:[eE][+-]?[0-9]++)?)\s*+")
 _EMBEDDING = re.compile(r"(?:^|(?<=\s))embedding:([^\s<\[]++)")
 _TAG = re.compile(r"<(?:lora|lyco|hypernet):")
 
@@ -56,7 +58,7 @@ def parse(text: str, reading: Reading) -> Prompt:
     if reading.emphasis:
         brackets = _brackets(text)
         pieces = _pieces(brackets) or (Piece(""),)
-        warnings += _warnings(brackets) + unusual(pieces)
+        warnings += unmatched(brackets.unclosed, "opening") + unmatched(brackets.stray, "closing") + unusual(pieces)
     found = (name.rstrip(",") for piece in pieces for name in _EMBEDDING.findall(piece.text))
     names = tuple(dict.fromkeys(name for name in found if name))
     stage = Stage((Section(pieces),))
@@ -117,15 +119,6 @@ def _pieces(brackets: _Brackets) -> tuple[Piece, ...]:
             texts.append(token[1:] if token in {"\\(", "\\)"} else token)
     end()
     return tuple(pieces)
-
-
-def _warnings(brackets: _Brackets) -> list[str]:
-    """Say which brackets do not match."""
-    return [
-        f"{n} {kind} bracket{'s have' if n > 1 else ' has'} no {other} one and {'are' if n > 1 else 'is'} read as text"
-        for n, kind, other in ((brackets.unclosed, "opening", "closing"), (brackets.stray, "closing", "opening"))
-        if n
-    ]
 
 
 def show(prompt: Prompt) -> str:

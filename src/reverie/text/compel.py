@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from reverie.errors import RequestError
 from reverie.text.pieces import (
+    REAL,
     Blend,
     Network,
     Piece,
@@ -35,14 +36,13 @@ _FREE = re.compile(r"(?:\\[^\s]|[^\s,\\]|\\)*+,?")  # what is no word reaches to
 _SIMPLE = re.compile(r'(?:\s++|[^\s()",.+\-=\\]++(?=\s|\Z))++')  # space, and words in which nothing is special
 _SUFFIXES = frozenset("+-.0123456789")  # what can begin a factor
 _SIGNS = re.compile(r"\++|-+")
-_REAL = r"(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)"
-_STRENGTH = re.compile(_REAL)
-_ATTEND = re.compile(rf"\.attend\(\s*+(\++|-+|{_REAL})\s*+\)")
+_STRENGTH = re.compile(REAL)
+_ATTEND = re.compile(rf"\.attend\(\s*+(\++|-+|{REAL})\s*+\)")
 _SWAP = re.compile(r"\.swap\([^()]*+\)")
-_LORA = re.compile(rf"\b(?:with|use)Lora\(\s*+([\w-]++)\s*+(?:,\s*+(-?{_REAL})\s*+)?\)")
+_LORA = re.compile(rf"\b(?:with|use)Lora\(\s*+([\w-]++)\s*+(?:,\s*+(-?{REAL})\s*+)?\)")
 _OPERATOR = re.compile(r"\)\s*+\.(blend|and|add)\s*+\(([^()]*+)\)\s*+")
 _ITEM = re.compile(r'\\.|[(),"]|[^\\(),"]++|\\', re.DOTALL)
-_OPTION = re.compile(rf"-?{_REAL}")
+_OPTION = re.compile(rf"-?{REAL}")
 _INSIDE = re.compile(r"\)\s*+\.(?:blend|and|add)\(")
 _ACTIVE = re.compile(r'[()"\\]|[+-](?![^\W_])')  # what would be read as syntax, and is printed with a backslash
 _PARTING = re.compile(r"(?<=[^\w\s]|_)[.,]|[.,](?=[^\w\s]|_)")  # what brackets would part from its neighbour

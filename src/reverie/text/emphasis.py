@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from reverie.text.pieces import Piece, Section, bounded, merged, number
+from reverie.text.pieces import REAL, Piece, Section, bounded, merged, number, unmatched
 
 STEP = 1.1
 # Up to this depth the factors are multiplied as A1111 does, the first to close first, so that weights are equal to
@@ -20,8 +20,7 @@ STEP = 1.1
 EXACT_DEPTH = 32
 HUGE = 1e100  # holds the running product of a deep nest below infinity
 
-# Possessive quantifiers (`++`) never give back what they took: no text makes these patterns slow.
-_TOKEN = re.compile(r"\\[()\[\]\\]|\\|:\s*+([+-]?(?:[0-9]++\.?+[0-9]*+|\.[0-9]++))\s*+\)|[()\[\]]|[^\\()\[\]:]++|:")
+_TOKEN = re.compile(rf"\\[()\[\]\\]|\\|:\s*+([+-]?{REAL})\s*+\)|[()\[\]]|[^\\()\[\]:]++|:")
 _BREAK = re.compile(r"\bBREAK\b")
 
 
@@ -176,12 +175,7 @@ def _warnings(marked: _Marked) -> list[str]:
             f"{marked.unclosed} opening bracket{'s have' if marked.unclosed > 1 else ' has'} no closing one: "
             "the emphasis reaches the end of the text"
         )
-    if marked.stray:
-        found.append(
-            f"{marked.stray} closing bracket{'s have' if marked.stray > 1 else ' has'} no opening one and "
-            f"{'are' if marked.stray > 1 else 'is'} read as text"
-        )
-    return found
+    return found + unmatched(marked.stray, "closing")
 
 
 # Words that A1111 acts upon; a backslash inside makes them text again, and vanishes.

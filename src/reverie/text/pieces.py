@@ -3,10 +3,13 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
+from typing import Literal
 
 SANE = 5.0  # beyond it a weight breaks the picture; the sliders of the common interfaces end at 2
 LIMIT = 1000.0  # weights are held within ±LIMIT, so that no text can bring infinity into a network
 MOST_WARNINGS = 20
+# Possessive quantifiers (`++`) never give back what they took: no text makes such patterns slow.
+REAL = r"(?:[0-9]++\.?+[0-9]*+|\.[0-9]++)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,14 @@ def bounded(weight: float) -> float:
 def number(value: float) -> str:
     """Print a number so that it reads back equal, without an exponent, which prompts have no syntax for."""
     return str(int(value)) if value.is_integer() else format(Decimal(repr(value)), "f")
+
+
+def unmatched(count: int, kind: Literal["opening", "closing"]) -> list[str]:
+    """Warn of brackets without a counterpart that are text; nothing where there are none."""
+    other = "closing" if kind == "opening" else "opening"
+    has, are = ("have", "are") if count > 1 else ("has", "is")
+    brackets = f"bracket{'s' if count > 1 else ''}"
+    return [f"{count} {kind} {brackets} {has} no {other} one and {are} read as text"] if count else []
 
 
 def merged(pieces: Iterable[tuple[str, float]]) -> tuple[Piece, ...]:

@@ -10,10 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from reverie.text.pieces import excerpt
+from reverie.text.pieces import REAL, excerpt
 
 _TOKEN = re.compile(r"\\.|[\[\]()|:]|[^\\\[\]()|:]++|\\", re.DOTALL)
-_WHEN = re.compile(r"\s*+([+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?)\s*+")
+_WHEN = re.compile(rf"\s*+([+-]?{REAL}(?:[eE][+-]?[0-9]++)?)\s*+")
 
 
 @dataclass(slots=True, eq=False)

@@ -225,7 +225,7 @@ def test_a_refiner(more: str, refine: dict[str, Any] | None) -> None:
         ('ControlNet 0: "Module: canny, Weight: 1"',
          "ControlNet 0: Module: canny, Weight: 1 "
          "(the picture it follows is not in the metadata; give it with --control)"),
-        ("Token merging ratio: 0.5", "Token merging ratio: 0.5 (there is no such setting here)"),
+        ("Token merging ratio hr: 0.5", "Token merging ratio hr: 0.5 (there is no such setting here)"),
         ("Postprocess upscaler: 4x-Ultra",
          "Postprocess upscaler: 4x-Ultra (there is no such upscaler here; give its file)"),
         ("RNG: dice", "RNG: dice (there is no such source of random numbers here)"),

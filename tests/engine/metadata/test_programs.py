@@ -77,7 +77,6 @@ def xmp(settings_: Any, tool: str = "Draw Things") -> str:
     return f"<x:xmpmeta>{words}<exif:UserComment>{comment}</exif:UserComment></x:xmpmeta>"
 
 
-ADAPTER = "its file is not in the metadata; give it with --lora"
 EXPECTED: dict[str, tuple[Found, dict[str, Any], dict[str, str], list[str]]] = {
     "InvokeAI 4.2.0": (
         invoke.read({"invokeai_metadata": json.dumps(INVOKE), "Dream": "old"}),
@@ -111,31 +110,33 @@ EXPECTED: dict[str, tuple[Found, dict[str, Any], dict[str, str], list[str]]] = {
         fooocus.read(json.dumps(FOOOCUS)),
         {"preset": "comfy", "dialect": "comfy", "prompt": "cinematic still an astronaut, a horse",
          "negative_prompt": "unrealistic, saturated", "seed": 42, "steps": 30, "guidance_scale": 4.0, "width": 1152,
-         "height": 896, "clip_skip": 2, "sampler": "dpmpp_2m_sde", "spacing": "karras"},
+         "height": 896, "clip_skip": 2, "sampler": "dpmpp_2m_sde", "spacing": "karras",
+         "loras": ({"path": "offset", "strength": 0.1},)},
         {"name": "juggernautXL_v8", "hash": "aeb7e9e6"},
         ["adm_guidance: (1.5, 0.8, 0.3) (its shift of size conditioning is not done here)",
-         f"lora_combined_1: offset : 0.1 ({ADAPTER})", f'loras: [["offset", 0.1, "4852"]] ({ADAPTER})',
          "sharpness: 2 (its sharpening of noise is not done here)", "vae: Default (model) (the model's own VAE draws)"],
     ),
     "SwarmUI 0.9.3.1": (
         swarm.read(json.dumps(SWARM)),
         {"preset": "comfy", "dialect": "comfy", "prompt": "a photo of a cat", "negative_prompt": "dog", "seed": 1,
          "steps": 20, "guidance_scale": 7.0, "width": 1024, "height": 768, "sampler": "dpmpp_2m", "spacing": "karras",
-         "clip_skip": 2, "seamless": "x", "variation_seed": 5, "variation_strength": 0.25},
-        {"name": "xl/sd_xl_base_1.0", "hash": "d7a9"},
-        [f'loras: ["x"] ({ADAPTER})', f'loraweights: ["0.8"] ({ADAPTER})'],
+         "clip_skip": 2, "seamless": "x", "variation_seed": 5, "variation_strength": 0.25,
+         "loras": ({"path": "x", "strength": 0.8},)},
+        {"name": "xl/sd_xl_base_1.0", "hash": "d7a9"}, [],
     ),
     "Draw Things": (
         drawthings.read(xmp(DRAW_THINGS)),
         {"prompt": 'a "watercolour" fox & hound', "negative_prompt": "photo", "seed": 31337, "steps": 22,
-         "guidance_scale": 6.5, "width": 512, "height": 640, "sampler": "dpmpp_2m", "spacing": "karras", "rng": "cpu"},
-        {"name": "dreamshaper_v8_q6p_q8p.ckpt"}, [f'lora: [{{"model": "x.ckpt", "weight": 0.6}}] ({ADAPTER})'],
+         "guidance_scale": 6.5, "width": 512, "height": 640, "sampler": "dpmpp_2m", "spacing": "karras", "rng": "cpu",
+         "loras": ({"path": "x.ckpt", "strength": 0.6},)},
+        {"name": "dreamshaper_v8_q6p_q8p.ckpt"}, [],
     ),
     "Easy Diffusion": (
         easydiffusion.read(EASY, "text"),
         {"prompt": "a desert oasis", "negative_prompt": "cactus", "seed": 2024, "steps": 25, "guidance_scale": 7.5,
-         "width": 512, "height": 640, "sampler": "euler_a", "clip_skip": 2, "seamless": "both"},
-        {"name": "sd-v1-5.ckpt"}, [f"use_lora_model: ['x'] ({ADAPTER})"],
+         "width": 512, "height": 640, "sampler": "euler_a", "clip_skip": 2, "seamless": "both",
+         "loras": ({"path": "x", "strength": 1.0},)},
+        {"name": "sd-v1-5.ckpt"}, [],
     ),
 }  # fmt: skip
 
@@ -175,17 +176,15 @@ def test_invoke_names_of_older_versions() -> None:
     found = invoke.read({"invokeai_metadata": json.dumps(INVOKE | {
         "model": {"model_name": "old", "base_model": "sd-1"}, "seamless_y": True, "rand_device": "cuda", "clip_skip": 0,
         "positive_style_prompt": "oil", "hrf_enabled": True, "hrf_strength": 0.4, "hrf_width": 1024, "hrf_height": 1024,
-        "loras": [{"model": {"name": "x"}, "weight": 0.7}], "refiner_model": {"name": "r"},
+        "loras": [{"model": {"name": "x"}, "weight": 0.7}, {"lora": {"model_name": "y"}, "weight": -0.2}],
+        "refiner_model": {"name": "r"},
         "refiner_start": 0.6, "scheduler": "odd",
     })})  # fmt: skip
     request = found.request
     assert (found.model, request.seamless, request.rng, request.clip_skip) == ({"name": "old"}, "both", "philox", 1)
     assert found.fields["hires"] == {"width": 1024, "height": 1024, "strength": 0.4}
-    assert [note.partition(":")[0] for note in found.notes] == [
-        "scheduler",
-        "positive_style_prompt",
-        "loras",
-    ]
+    assert [note.partition(":")[0] for note in found.notes] == ["scheduler", "positive_style_prompt"]
+    assert found.fields["loras"] == ({"path": "x", "strength": 0.7}, {"path": "y", "strength": -0.2})
     assert found.fields["refine"] == {"model": "r", "at": 0.6}
 
 

@@ -177,6 +177,10 @@ def as32(tensor: Tensor, like: Tensor) -> Tensor:
 # Checking what a file holds
 
 
+class AbsurdRankError(CheckpointError):
+    """A rank that no trainer writes: not one layer does not fit, the file is broken."""
+
+
 def refuse(what: str) -> CheckpointError:
     """The error for tensors that make no change of a layer."""
     return CheckpointError(f"{what}; the file is damaged or made for another model")
@@ -203,10 +207,14 @@ def check_rank(rank: int, shape: Sequence[int], ending: str) -> None:
     """Refuse a rank that no layer can use.
 
     Raises:
-        CheckpointError: none at all, or many times the size of the layer.
+        CheckpointError: none at all.
+        AbsurdRankError: many times the size of the layer.
     """
-    if not 0 < rank <= MOST_RANK * max(shape[0], inputs(shape)):
-        raise refuse(f"{ending} has rank {rank} for a layer of {described(shape)}")
+    text = f"{ending} has rank {rank} for a layer of {described(shape)}"
+    if rank > MOST_RANK * max(shape[0], inputs(shape)):
+        raise AbsurdRankError(f"{text}; the file is damaged: fetch it again")
+    if rank < 1:
+        raise refuse(text)
 
 
 def inputs(shape: Sequence[int]) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 from reverie import __version__
 from reverie.engine.metadata import infotext, labels, own
 from reverie.engine.request import HANDED_OVER, Extend, Hires, Micro, Refine, Request, Tiles, Travel
+from reverie.engine.thrift import Cache, Merging
 
 # Key -> field, or group.field, for values that stand in the text as they are (or in the words of `WORDS`).
 GUIDANCE = {"CFG scale": "guidance_scale", "Image CFG scale": "image_guidance_scale"}
@@ -42,7 +43,8 @@ ENLARGERS = {  # the web UI's own ways to enlarge for the second pass
     "latent_bicubic_antialiased": "Latent (bicubic antialiased)", "latent_nearest": "Latent (nearest)",
     "latent_nearest_exact": "Latent (nearest-exact)", "lanczos": "Lanczos", "nearest": "Nearest",
 }  # fmt: skip
-PARTLY = {"sampler_options", "spacing_options", "hires", "refine"}  # groups whose rest is written only if there is one
+# Groups whose rest is written only if there is one.
+PARTLY = {"sampler_options", "spacing_options", "hires", "refine", "token_merging"}
 TIMESTEP_SAMPLERS = {"ddim", "pndm", "unipc", "ddim_cfg_pp"}  # their eta is called `Eta DDIM`
 NOWHERE = {"prompt", "negative_prompt", "batch_size", "image", "mask", "depth", "wildcards", "vae_tile"}
 
@@ -60,8 +62,8 @@ def write(request: Request, model: Mapping[str, str], pictures: Mapping[str, str
         **flat.sampling(), **_model(model), **_adapters(model), **flat.many(VARIATION), **flat.seed_size(),
         **flat.denoising(),
         **flat.many({"Clip skip": "clip_skip", "ENSD": "eta_noise_delta"}), **_picture(pictures or {}), **flat.rng(),
-        **flat.tiling(), **flat.hires(), **flat.refiner(model.get("refiner_hash", "")), **flat.mask(), **flat.eta(),
-        **flat.many(DETAILS), **flat.rest(),
+        **flat.tiling(), **flat.merging(), **flat.hires(), **flat.refiner(model.get("refiner_hash", "")),
+        **flat.mask(), **flat.eta(), **flat.many(DETAILS), **flat.rest(),
         "Version": f"{own.PROGRAM} {__version__}",
     })  # fmt: skip
 
@@ -97,8 +99,9 @@ class _Flat:
         self.fields = own.stored(request)
         self.values = _flattened(self.fields)
         groups = Request(
-            hires=Hires(), extend=Extend(), tiles=Tiles(), travel=Travel(), sizes=Micro(), refine=Refine(model="")
-        )
+            hires=Hires(), extend=Extend(), tiles=Tiles(), travel=Travel(), sizes=Micro(), refine=Refine(model=""),
+            cache=Cache(), token_merging=Merging(),
+        )  # fmt: skip
         self.defaults = _flattened(own.stored(groups))
         self.written = set(NOWHERE)
 
@@ -152,6 +155,12 @@ class _Flat:
             return {}
         self.written.add("seamless")
         return {"Tiling": True}
+
+    def merging(self) -> dict[str, Any]:
+        """The share of tokens that is merged away; the web UI has the other settings as ours are by default."""
+        if not self.fields["token_merging"]:
+            return {}
+        return {"Token merging ratio": self.take("token_merging.ratio", always=True)}
 
     def hires(self) -> dict[str, Any]:
         """The second pass."""

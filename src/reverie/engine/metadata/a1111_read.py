@@ -196,6 +196,8 @@ class _Reading:
                     self.fields[name] = value
         if self.take("Tiling") == "True":
             self.fields["seamless"] = "both"
+        if (ratio := self.take("Token merging ratio")) is not None:
+            self.put("token_merging.ratio", ratio)
 
     def hires(self) -> None:
         """The second pass: on if there is a strength together with what it enlarges by or to."""

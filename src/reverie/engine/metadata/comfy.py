@@ -16,6 +16,7 @@ from reverie.engine.metadata.report import (
     NO_SPACING,
     Found,
     Notes,
+    lora,
     parse_object,
     settle,
     words,
@@ -249,9 +250,22 @@ class _Reading:
                 return
             if node.kind == "RescaleCFG":
                 found["guidance_rescale"] = self.graph.literal(node, "multiplier")
+            elif loras := self.loras(node):
+                found["loras"] = [*loras, *found.get("loras", [])]
             elif node.kind != "Reroute":
                 adapter = "lora" in node.kind.lower()
                 self.note(node, ADAPTER if adapter else "changes of the model are not read")
+
+    def loras(self, node: Node) -> list[dict[str, Any]]:
+        """What a node loads: ComfyUI's own, one each, or rgthree's, an object each that is on or off."""
+        literal = self.graph.literal
+        several = (value for value in node.inputs.values() if isinstance(value, dict) and value.get("on") is True)
+        found = [lora(one.get("lora"), one.get("strength", 1.0), one.get("strengthTwo")) for one in several]
+        if "lora_name" in node.inputs:
+            strength = literal(node, "strength_model")
+            text = 0.0 if node.kind == "LoraLoaderModelOnly" else literal(node, "strength_clip")
+            found.append(lora(literal(node, "lora_name"), 1.0 if strength is None else strength, text))
+        return [one for one in found if one is not None]
 
     def first(self, one: Pass) -> dict[str, Any]:
         """The fields of a request that the first run decides."""
@@ -290,6 +304,9 @@ class _Reading:
         found = {name: one.fields[name] for name in SECOND if one.fields.get(name) not in {None, first.get(name)}}
         if "strength" in one.fields:
             found["strength"] = one.fields["strength"]
+        if one.fields.get("loras") != first.get("loras"):
+            names = [each["path"] for each in one.fields.get("loras", [])]
+            self.notes.add(f"{one.node.kind} {one.node.number}", names, "the hires fix has the first pass's LoRAs")
         if one.fields.get("seed") not in {None, first.get("seed")}:
             self.notes.add(f"{one.node.kind} {one.node.number}", one.fields["seed"], "the hires fix has the first seed")
         scale = 1.0

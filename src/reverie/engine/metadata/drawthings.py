@@ -1,9 +1,10 @@
 """Draw Things: JSON in the user comment of the XMP."""
 
 import html
+from typing import Any
 
 from reverie.engine.metadata.keys import Keys
-from reverie.engine.metadata.report import ADAPTER, CONTROL, Found, parse_object
+from reverie.engine.metadata.report import CONTROL, Found, parse_object
 from reverie.errors import RequestError
 
 PROGRAM = "Draw Things"
@@ -11,7 +12,7 @@ OPEN, CLOSE = "<exif:UserComment", "</exif:UserComment>"
 FIELDS = {"seed": "seed", "steps": "steps", "scale": "guidance_scale", "strength": "strength",
           "clip_skip": "clip_skip", "mask_blur": "mask_blur"}  # fmt: skip
 RANDOM = {"Torch CPU Compatible": "cpu", "NVIDIA GPU Compatible": "philox"}
-WHY = {"lora": ADAPTER, "control": CONTROL, "upscaler": "give the upscaler's file",
+WHY = {"control": CONTROL, "upscaler": "give the upscaler's file",
        "seed_mode": "its own random numbers are not drawn here"}  # fmt: skip
 SILENT = frozenset({"profile", "v2", "crop_top", "crop_left", "original_size", "target_size", "aesthetic_score",
                     "negative_aesthetic_score", "zero_negative_prompt", "negative_original_size", "image_guidance",
@@ -47,8 +48,14 @@ def read(xmp: str) -> Found:
     if random := RANDOM.get(str(keys.left.get("seed_mode"))):
         keys.take("seed_mode")
         keys.fields["rng"] = random
+    listed = keys.take("lora")
+    keys.loras((one.get("model"), one.get("weight")) for one in _objects(listed))
     keys.model = {"name": keys.text("model")}
     return keys.found(PROGRAM, text, why=WHY, silent=SILENT)
+
+
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _comment(xmp: str) -> str:

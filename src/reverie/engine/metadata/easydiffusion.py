@@ -1,6 +1,7 @@
 """Easy Diffusion: a text chunk for every setting, or the same as one JSON object."""
 
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import PureWindowsPath
 from typing import Any
 
@@ -18,8 +19,7 @@ NAMES = {  # as the program's files call them -> as its requests do
 }  # fmt: skip
 FIELDS = {"seed": "seed", "width": "width", "height": "height", "num_inference_steps": "steps",
           "guidance_scale": "guidance_scale", "prompt_strength": "strength"}  # fmt: skip
-WHY = {"use_vae_model": OWN_VAE, "use_lora_model": ADAPTER, "lora_alpha": ADAPTER,
-       "use_hypernetwork_model": ADAPTER}  # fmt: skip
+WHY = {"use_vae_model": OWN_VAE, "use_hypernetwork_model": ADAPTER}
 SILENT = frozenset({"use_embeddings_model", "Software", "stream_progress_updates", "output_format"})
 
 
@@ -44,7 +44,16 @@ def read(settings: Mapping[str, Any], text: str) -> Found:
     if (tiling := keys.text("tiling")) in {"x", "y", "xy"}:
         keys.fields["seamless"] = "both" if tiling == "xy" else tiling
     keys.model = {"name": PureWindowsPath(keys.text("use_stable_diffusion_model")[:500]).name}
+    names, strengths = (_listed(keys.take(key)) for key in ("use_lora_model", "lora_alpha"))
+    keys.loras(zip_longest(names, strengths[: len(names)], fillvalue=1.0))
     keys.left = {
         key: None if str(value).lower() in {"none", "false", "null"} else value for key, value in keys.left.items()
     }
     return keys.found(PROGRAM, text, why=WHY, silent=SILENT)
+
+
+def _listed(value: Any) -> list[Any]:
+    """One value, or a list; text chunks have lists as Python writes them."""
+    if isinstance(value, str):
+        return [part.strip(" '\"") for part in value.strip().removeprefix("[").removesuffix("]").split(",")]
+    return value if isinstance(value, list) else [] if value is None else [value]

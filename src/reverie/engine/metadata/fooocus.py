@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from reverie.engine.metadata.keys import Keys
-from reverie.engine.metadata.report import ADAPTER, OWN_VAE, Found, parse_object
+from reverie.engine.metadata.report import OWN_VAE, Found, parse_object
 from reverie.errors import RequestError
 
 PROGRAM = "Fooocus"
@@ -14,8 +14,7 @@ FIELDS = {"steps": "steps", "guidance_scale": "guidance_scale", "seed": "seed", 
 SILENT = frozenset({"version", "metadata_scheme", "created_by", "styles", "performance", "scheme"})
 WHY = {"sharpness": "its sharpening of noise is not done here",
        "adm_guidance": "its shift of size conditioning is not done here",
-       "adaptive_cfg": "its mimicked guidance is not done here", "vae": OWN_VAE,
-       "loras": ADAPTER}  # fmt: skip
+       "adaptive_cfg": "its mimicked guidance is not done here", "vae": OWN_VAE}  # fmt: skip
 
 
 def read(text: str) -> Found:
@@ -42,8 +41,17 @@ def read(text: str) -> Found:
     keys.model = {"name": keys.text("base_model"), "hash": keys.text("base_model_hash")}
     keys.refiner("refiner_model", "refiner_switch")
     keys.take("refiner_swap_method")
-    combined = {key: ADAPTER for key in keys.left if key.startswith("lora_combined_")}
-    return keys.found(keys.text("version") or PROGRAM, text, why=WHY | combined, silent=SILENT)
+    keys.loras(_loras(keys))
+    return keys.found(keys.text("version") or PROGRAM, text, why=WHY, silent=SILENT)
+
+
+def _loras(keys: Keys) -> list[tuple[Any, Any]]:
+    """`[name, weight, hash]` each; versions before 2.5 say `name : weight` under a key for each."""
+    combined = [str(keys.take(key)) for key in list(keys.left) if key.startswith("lora_combined_")]
+    listed = keys.take("loras")
+    if isinstance(listed, list):
+        return [(one[0], one[1]) for one in listed if isinstance(one, list) and len(one) > 1]
+    return [(name.strip(), weight.strip()) for name, _, weight in (text.rpartition(":") for text in combined)]
 
 
 def _joined(parts: Any) -> str:

@@ -13,7 +13,7 @@ KEYWORDS = ("invokeai_metadata", "sd-metadata", "Dream")
 FIELDS = {"seed": "seed", "steps": "steps", "cfg_scale": "guidance_scale", "width": "width", "height": "height",
           "cfg_rescale_multiplier": "guidance_rescale", "strength": "strength"}  # fmt: skip
 BOTH_ENCODERS = "one prompt goes to both text encoders"
-WHY = {"loras": ADAPTER, "controlnets": CONTROL, "ipAdapters": ADAPTER, "t2iAdapters": CONTROL, "vae": OWN_VAE,
+WHY = {"controlnets": CONTROL, "ipAdapters": ADAPTER, "t2iAdapters": CONTROL, "vae": OWN_VAE,
        "control_layers": CONTROL, "init_image": NO_IMAGE,
        "init_image_path": NO_IMAGE, "positive_style_prompt": BOTH_ENCODERS, "negative_style_prompt": BOTH_ENCODERS,
        "perlin": "Perlin noise is not drawn", "threshold": "thresholding is not drawn here",
@@ -71,6 +71,7 @@ def _third(settings: Mapping[str, Any], text: str) -> Found:
         keys.fields["hires"] = {
             name: value for name, value in {**size, "strength": keys.take("hrf_strength")}.items() if value
         }
+    keys.loras(_loras(keys.take("loras")))
     keys.model = _model(keys.take("model"))
     version = keys.text("app_version")
     return keys.found(f"{PROGRAM} {version}".strip(), text, why=WHY, silent=SILENT)
@@ -82,6 +83,13 @@ def _model(model: Any) -> dict[str, str]:
         return {"name": model} if isinstance(model, str) else {}
     names = {"name": model.get("name") or model.get("model_name"), "hash": model.get("hash")}
     return {name: value.removeprefix("sha256:") for name, value in names.items() if isinstance(value, str)}
+
+
+def _loras(listed: Any) -> list[tuple[Any, Any]]:
+    """Names and weights; a LoRA was called `lora` before it was a `model`."""
+    entries = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    models = [(one.get("model") or one.get("lora"), one.get("weight")) for one in entries]
+    return [(_model(model).get("name"), weight) for model, weight in models]
 
 
 def _second(settings: Mapping[str, Any], text: str) -> Found:

@@ -1,10 +1,10 @@
 """A table of settings of another program, turned into fields one after another; what is left is noted."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from reverie.engine.metadata import labels
-from reverie.engine.metadata.report import NO_SAMPLER, NO_SETTING, NO_SPACING, Found, Notes, settle, words
+from reverie.engine.metadata.report import NO_SAMPLER, NO_SETTING, NO_SPACING, Found, Notes, lora, settle, words
 
 NOTHING: tuple[Any, ...] = (None, "", "None", False, 0, [], {})  # settings that change nothing
 
@@ -45,6 +45,12 @@ class Keys:
         name = found.get("name") or found.get("model_name") if isinstance(found, dict) else found
         if isinstance(name, str) and name not in NOTHING:
             self.fields["refine"] = {"model": name} | ({} if place is None else {"at": place})
+
+    def loras(self, said: Iterable[tuple[object, object]]) -> None:
+        """LoRAs by the names of their files, each with its strength."""
+        found = [made for name, strength in said if (made := lora(name, strength)) is not None]
+        if found:
+            self.fields["loras"] = found
 
     def words(self, prompt: str, negative: str) -> None:
         """Both prompts, without the spaces around them."""

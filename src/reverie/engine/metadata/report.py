@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PureWindowsPath
 from typing import Any
 
 from pydantic import ValidationError
@@ -137,6 +138,21 @@ def _finite(name: str, value: object, notes: Notes) -> bool:
         return True
     notes.add(name, str(value), "not a finite number")
     return False
+
+
+def lora(name: object, strength: object = 1.0, text: object = None) -> dict[str, Any] | None:
+    """A LoRA for the field `loras`: its file is looked for by its name alone, wherever it was there.
+
+    Args:
+        name: of the file, with folders of either system and its ending, or without; None is given back for others.
+        strength, text: in the network, and in the text encoders if that differs.
+    """
+    stem = PureWindowsPath(name[:500]).name if isinstance(name, str) else ""
+    stem = stem.removesuffix(".safetensors")
+    if stem in {"", "None", ".", ".."}:
+        return None
+    found = {"path": stem, "strength": strength}
+    return found if text in {None, strength} else found | {"text_strength": text}
 
 
 def words(fields: dict[str, Any], notes: Notes, prompt: str, negative: str, *, literal: bool = True) -> None:

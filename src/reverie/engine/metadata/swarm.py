@@ -1,9 +1,10 @@
 """SwarmUI's `sui_image_params`."""
 
+from itertools import zip_longest
 from typing import Any
 
 from reverie.engine.metadata.keys import Keys
-from reverie.engine.metadata.report import ADAPTER, NO_IMAGE, NO_MASK, OWN_VAE, Found, parse_object
+from reverie.engine.metadata.report import NO_IMAGE, NO_MASK, OWN_VAE, Found, parse_object
 from reverie.errors import RequestError
 
 PROGRAM = "SwarmUI"
@@ -14,7 +15,7 @@ SEAMLESS = {"true": "both", "X-Only": "x", "Y-Only": "y"}
 SILENT = frozenset({"aspectratio", "imageformat", "nopreviews", "swarm_version", "date", "generation_time", "images",
                     "original_prompt", "used_wildcards", "wildcardseed", "wildcardseedbehavior", "prep_time",
                     "automaticvae", "colordepth", "donotsave", "personalnote"})  # fmt: skip
-WHY = {"vae": OWN_VAE, "loras": ADAPTER, "loraweights": ADAPTER,
+WHY = {"vae": OWN_VAE,
        "refinerupscale": "it is not enlarged for the refiner", "initimage": NO_IMAGE, "maskimage": NO_MASK}  # fmt: skip
 
 
@@ -36,6 +37,8 @@ def read(text: str) -> Found:
         keys.left.setdefault(new, keys.take(old))
     keys.sampler("sampler", "scheduler")
     _refiner(keys)
+    names, weights = (_listed(keys.take(key)) for key in ("loras", "loraweights"))
+    keys.loras(zip_longest(names, weights[: len(names)], fillvalue=1.0))
     layer = keys.take("clipstopatlayer")
     if isinstance(layer, int) and layer < 0:
         keys.fields["clip_skip"] = -layer
@@ -53,6 +56,11 @@ def _refiner(keys: Keys) -> None:
     share = refine.pop("at", None)
     if isinstance(share, int | float):
         refine |= {"at": round(1 - share, 6)} if method == "StepSwap" else {"strength": share}
+
+
+def _listed(value: Any) -> list[Any]:
+    """A list, which older versions write as one text with commas."""
+    return value.split(",") if isinstance(value, str) else value if isinstance(value, list) else []
 
 
 def _hash(models: Any) -> dict[str, str]:

@@ -7,7 +7,7 @@ from reverie.families import single
 from reverie.families.assembly import Plan, Use, check_widths, variant_of, with_unet
 from reverie.families.base import Parts
 from reverie.families.encoders import context_alone, last_layer
-from reverie.families.family import FAMILIES, Family, Opened, by_text_encoder
+from reverie.families.family import FAMILIES, Family, Opened, by_prompt, by_text_encoder
 from reverie.families.json_config import Json
 from reverie.families.pieces import KINDS, Pieces
 from reverie.families.pieces import Parts as NamedParts
@@ -36,9 +36,7 @@ def claims_file(sight: Sight) -> str | None:
         return f"{sight.prefix}input_blocks.* and {LDM}* (CLIP from transformers)"
     if sight.has(COMFY):
         return f"{sight.prefix}input_blocks.* without label_emb, and {COMFY}*"
-    if not sight.has_text and sight.context_width == CONTEXT:
-        return f"a U-Net whose prompt is {CONTEXT} wide, and no text encoder"
-    return None
+    return by_prompt(sight, CONTEXT)
 
 
 def claims_networks(pieces: Pieces) -> str | None:
