@@ -16,7 +16,7 @@ import reverie
 
 ROOT = Path(reverie.__file__).parent
 FLOORS = (
-    {"", "types", "registry", "errors"},
+    {"", "types", "registry", "errors", "places"},
     {"diffusion", "nets", "text", "checkpoint"},
     {"sampling", "families"},
     {"adapters", "control"},

@@ -1,9 +1,9 @@
 """Write the bundled model's card and its sheet of pictures: every number in it was measured.
 
-    reverie evaluate scenes --judge runs/emoji-judge/export --config recipes/emoji/diffusion.toml \\
+    reverie evaluate scenes --judge runs/emoji-judge/export --config recipes/emoji/scenes_diffusion.toml \\
         --inception inception.safetensors --out evaluation
-    python -m recipes.emoji.card --evaluation evaluation --autoencoder recipes/emoji/autoencoder.toml \\
-        --diffusion recipes/emoji/diffusion.toml --on "two CPU cores, float32"
+    python -m recipes.emoji.card --evaluation evaluation --autoencoder recipes/emoji/scenes_autoencoder.toml \\
+        --diffusion recipes/emoji/scenes_diffusion.toml --on "two CPU cores, float32"
 """
 
 import argparse
@@ -11,11 +11,10 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageDraw, ImageFont
 from recipes.emoji.styles import STYLES
 
@@ -25,7 +24,7 @@ from reverie.engine.bundle import bundled_path
 from reverie.engine.grid import captioned
 from reverie.engine.image import save_image
 from reverie.engine.sources import read_picture, to_tensor
-from reverie.engine.upscale import open_upscaler
+from reverie.engine.upscale import Upscaler, open_upscaler
 from reverie.evaluate.drawing import place
 from reverie.evaluate.report import TITLES, markdown, table
 from reverie.evaluate.scenes import DRAWN, VERDICTS
@@ -92,9 +91,13 @@ def _row(evaluation: Path, given: Sequence[Verdict], *, told: bool) -> Image.Ima
 
 def _enlarged(path: Path) -> Image.Image:
     """A picture as `reverie generate` gives it, at half its size."""
-    upscaler = open_upscaler("realesr-animevideov3-x4", torch.device("cpu"))
-    large = upscaler.enlarge(to_tensor(read_picture(str(path), "picture").convert("RGB")))
+    large = _upscaler().enlarge(to_tensor(read_picture(str(path), "picture").convert("RGB")))
     return as_images(large * 2 - 1)[0].resize((SHOWN, SHOWN), Image.Resampling.LANCZOS)
+
+
+@cache
+def _upscaler() -> Upscaler:
+    return open_upscaler("realesr-animevideov3-x4")
 
 
 def _stacked(parts: Sequence[tuple[str, Image.Image]]) -> Image.Image:
@@ -125,16 +128,9 @@ def architecture(model: Path) -> str:
         config = json.loads((model / part / "config.json").read_text(encoding="utf-8"))
         file = next((model / part).glob("*.safetensors"))
         tensors = open_weights(file).tensors.values()
-        count = sum(_product(tensor.shape) for tensor in tensors)
+        count = sum(tensor.count for tensor in tensors)
         rows.append([f"`{part}`", f"{count / 1e6:.1f} M", f"{file.stat().st_size / 1e6:.1f} MB", _shape(part, config)])
     return table(["part", "parameters", "file", "shape"], rows)
-
-
-def _product(shape: Sequence[int]) -> int:
-    count = 1
-    for length in shape:
-        count *= length
-    return count
 
 
 def _shape(part: str, config: dict[str, Any]) -> str:

@@ -99,11 +99,9 @@ def run_generate(
         _check_hash(loaded, made_by.get("hash", "-"), f"{source} was drawn by another {made_by.get('name')}", "--model")
     request = resolve(loaded, request)
     if request.refine is not None and "refine" not in given and "refiner_hash" in made_by:
-        refiner, what = (
-            loaded.successor(request.refine.model),
-            f"{source} was finished by another {request.refine.model}",
-        )
-        _check_hash(refiner, made_by["refiner_hash"], what, "--refine-model")
+        refiner = request.refine.model
+        what = f"{source} was finished by another {refiner}"
+        _check_hash(loaded.successor(refiner), made_by["refiner_hash"], what, "--refine-model")
     session = Session(loaded, before=made_by, **how)
     saved = save_film(session, request, paths[0]) if film else draw_and_save(session, request, paths, {})
     seconds = time.perf_counter() - started

@@ -22,6 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from reverie.errors import CheckpointError, OutputError, RequestError
+from reverie.places import user_cache
 
 ENDPOINT = "https://huggingface.co"
 NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -229,9 +230,8 @@ def cache_folder(environment: Mapping[str, str]) -> Path:
     """The cache of the hub, where huggingface_hub has it."""
     if cache := environment.get("HF_HUB_CACHE"):
         return Path(cache).expanduser()
-    general = environment.get("XDG_CACHE_HOME") or "~/.cache"
-    home = environment.get("HF_HOME") or f"{general}/huggingface"
-    return Path(home).expanduser() / "hub"
+    home = environment.get("HF_HOME")
+    return (Path(home).expanduser() if home else user_cache(environment) / "huggingface") / "hub"
 
 
 def wanted(files: Sequence[RemoteFile], variant: str | None, name: str) -> list[RemoteFile]:

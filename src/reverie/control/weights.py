@@ -17,6 +17,7 @@ from reverie.checkpoint.hub import Hub
 from reverie.checkpoint.load import build
 from reverie.checkpoint.source import open_weights
 from reverie.errors import CheckpointError, RequestError
+from reverie.places import user_cache
 
 Tensors = dict[str, Tensor]
 
@@ -100,7 +101,7 @@ def folder() -> Path:
     """Where annotators' weights are kept: `REVERIE_ANNOTATORS`, or `reverie/annotators` in the user's cache."""
     if named := os.environ.get(FOLDER):
         return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "reverie" / "annotators"
+    return user_cache() / "reverie" / "annotators"
 
 
 def network(name: str, given: Path | None, device: str, make: Callable[[Tensors, Path], nn.Module]) -> nn.Module:

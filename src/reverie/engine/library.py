@@ -22,6 +22,7 @@ from reverie.engine.hashes import hash_paths
 from reverie.engine.remembered import Remembered, key_of
 from reverie.errors import CheckpointError, ConfigError, RequestError
 from reverie.families.detect import open_checkpoint
+from reverie.places import user_config
 
 ENDINGS = (".safetensors", ".ckpt", ".gguf", ".sft")
 INDEX = "model_index.json"
@@ -45,6 +46,7 @@ ADAPTERS: Mapping[str, frozenset[str]] = {
     "control net": frozenset({"controlnet", "t2i_adapter"}),
     "IP-Adapter": frozenset({"ipadapter", "ip_adapter", "ip_adapters", "controlnet"}),
     "image encoder": frozenset({"clip_vision", "image_encoder", "image_encoders"}),
+    "tiny decoder": frozenset({"vae_approx", "vae-approx", "vae-taesd"}),  # ComfyUI's; A1111's two
 }
 ADAPTER_ENDINGS = (*ENDINGS, ".pt", ".bin", ".png", ".webp")
 ABOVE = 3  # folders above a model in which its program's other folders may be
@@ -105,7 +107,7 @@ class Library:
             ConfigError: the config file is broken.
         """
         env = os.environ if environment is None else environment
-        config = Path(env.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "reverie" / "config.toml"
+        config = user_config(env) / "reverie" / "config.toml"
         named = [part for part in env.get("REVERIE_MODELS", "").split(os.pathsep) if part]
         folders = dict.fromkeys(Path(part).expanduser() for part in [*named, *_configured(config)])
         return cls(tuple(folders), cache_folder(env), Remembered.of_environment(env))
@@ -163,12 +165,16 @@ class Library:
 
     def folders_for(self, kind: str, model: Path | None = None) -> list[Path]:
         """The folders where adapters of a kind are, one of `ADAPTERS`: of the library, and around a model."""
+        found = self.named_for(kind, model)
+        plain = [folder for folder in self.folders if not any(folder in path.parents for path in found)]
+        return list(dict.fromkeys((*found, *plain)))
+
+    def named_for(self, kind: str, model: Path | None = None) -> list[Path]:
+        """Those of them that are named for the kind."""
         above = () if model is None else (model.resolve(), *model.resolve().parents[:ABOVE])
         roots = dict.fromkeys((*self.folders, *above))
         places = (place for root in roots for place in (root, root / "models"))
-        found = [path for place in places for path in self._below(place) if path.name.lower() in ADAPTERS[kind]]
-        plain = [folder for folder in self.folders if not any(folder in path.parents for path in found)]
-        return list(dict.fromkeys((*found, *plain)))
+        return [path for place in places for path in self._below(place) if path.name.lower() in ADAPTERS[kind]]
 
     def _below(self, place: Path) -> list[Path]:
         """The folders in a folder, looked at once."""

@@ -4,13 +4,13 @@ One JSON file in the user's cache, shared by every process. What cannot be read 
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from reverie.checkpoint.save import write_json
 from reverie.errors import OutputError
+from reverie.places import user_cache
 
 LARGE = 1 << 26  # bytes; smaller files are read again, which takes less than this
 
@@ -29,8 +29,7 @@ class Remembered:
     @classmethod
     def of_environment(cls, environment: Mapping[str, str] | None = None) -> "Remembered":
         """In `reverie/files.json` of the user's cache."""
-        env = os.environ if environment is None else environment
-        return cls(Path(env.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "reverie" / "files.json")
+        return cls(user_cache(environment) / "reverie" / "files.json")
 
     def get(self, key: str) -> str | None:
         """What was noted, by this process or an earlier one."""

@@ -168,7 +168,7 @@ class Steerer:
     @cached_property
     def loras(self) -> tuple[Attachment, ...]:
         """What of picture prompts goes into the network's own layers: FaceID's LoRAs."""
-        adapters = (self._picture_adapter(prompt) for prompt in self._request.image_prompts)
+        adapters = (self._picture_adapter(self._picture_path(prompt)) for prompt in self._request.image_prompts)
         beside = (adapter.lora for adapter in adapters if isinstance(adapter, IpAdapter))
         return tuple(Attachment(lora) for lora in beside if lora is not None)
 
@@ -281,11 +281,12 @@ class Steerer:
     # Picture prompts
 
     def _prompt(self, prompt: extras.ImagePrompt, width: int, height: int) -> ImagePrompt | StylePrompt:
-        adapter = self._picture_adapter(prompt)
+        path = self._picture_path(prompt)
+        adapter = self._picture_adapter(path)
         pictures = [read_picture(source, "image_prompts.pictures").convert("RGB") for source in prompt.pictures]
         if isinstance(adapter, StyleAdapter):
-            return self._style(adapter, prompt, pictures)
-        vision = None if adapter.config.kind == "face" else self._vision(prompt, adapter.config)
+            return self._style(path, adapter, prompt, pictures)
+        vision = None if adapter.config.kind == "face" else self._vision(path, adapter.config, prompt.encoder)
         faces = None if prompt.faces is None else read_faces(Path(prompt.faces).expanduser())
         positive, negative = tokens(adapter, vision, pictures, faces)
         mask = None if prompt.mask is None else area(read_picture(prompt.mask, "image_prompts.mask"), width, height)
@@ -295,19 +296,21 @@ class Steerer:
             None if mask is None else mask.to(self._model.device), blocks, prompt.weight_type,
         )  # fmt: skip
 
-    def _style(self, adapter: StyleAdapter, prompt: extras.ImagePrompt, pictures: Sequence[Image.Image]) -> StylePrompt:
+    def _style(
+        self, path: Path, adapter: StyleAdapter, prompt: extras.ImagePrompt, pictures: Sequence[Image.Image]
+    ) -> StylePrompt:
         """Tokens of every picture, one after the other."""
         for name in ("mask", "blocks", "faces"):
             if getattr(prompt, name):
                 raise RequestError(f"a style adapter's tokens follow the prompt everywhere; leave {name} out")
-        vision = self._vision(prompt, TokensConfig("states", adapter.config.source, adapter.config.width))
+        states = TokensConfig("states", adapter.config.source, adapter.config.width)
+        vision = self._vision(path, states, prompt.encoder)
         pixels = (clip_pixels(picture, vision.config.image_size) for picture in pictures)
         with torch.no_grad():
             made = [style_tokens(adapter, vision.states(p.to(self._model.device, self._model.dtype))) for p in pixels]
         return StylePrompt(torch.cat(made, dim=1), prompt.strength, prompt.start, prompt.end)
 
-    def _picture_adapter(self, prompt: extras.ImagePrompt) -> IpAdapter | StyleAdapter:
-        path = self._picture_path(prompt)
+    def _picture_adapter(self, path: Path) -> IpAdapter | StyleAdapter:
         adapter = self._model.opened.get("IP-Adapter", path, self._open_picture_adapter)
         self._note("image prompt", path, None)
         self._placed(adapter.network if isinstance(adapter, IpAdapter) else adapter)
@@ -329,15 +332,15 @@ class Steerer:
             return adapter
         return open_ip_adapter(path, self._model.parts)
 
-    def _vision(self, prompt: extras.ImagePrompt, config: TokensConfig) -> ClipVision:
-        """The image encoder that an adapter sees pictures with."""
-        path = Path(prompt.encoder).expanduser() if prompt.encoder else self._encoder_path(prompt, config)
+    def _vision(self, adapter: Path, config: TokensConfig, named: str | None) -> ClipVision:
+        """The image encoder that an adapter sees pictures with: the one that is named, or one that is at hand."""
+        path = Path(named).expanduser() if named else self._encoder_path(adapter, config)
         return self._placed(self._model.opened.get("image encoder", path, open_clip_vision))
 
-    def _encoder_path(self, prompt: extras.ImagePrompt, config: TokensConfig) -> Path:
+    def _encoder_path(self, adapter: Path, config: TokensConfig) -> Path:
         own = self._model.source / "image_encoder"
         places = self._library.folders_for("image encoder", self._model.source)
-        return image_encoder_for(self._picture_path(prompt), config, [*([own] if own.is_dir() else []), *places])
+        return image_encoder_for(adapter, config, [*([own] if own.is_dir() else []), *places])
 
     # What all of them need
 

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 # madebyollin's names, by family: SD 2 has the latents of SD 1.
 NAMES = {"sd1": "taesd", "sd2": "taesd", "sdxl": "taesdxl", "sd3": "taesd3"}
 FACTOR = 8  # pixels a latent, of all that are published
-FOLDERS = ("vae_approx", "vae-approx", "vae-taesd")  # ComfyUI's; A1111's VAE-approx and VAE-taesd
-ABOVE = 3  # folders above the model in which they may be
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -79,16 +77,7 @@ def found(model: "Model") -> Path | None:
     if name is None or model.parts.vae.config.factor != FACTOR:
         return None
     library = Library.of_environment()
-    source = model.source.resolve()
-    roots = dict.fromkeys((*library.folders, source, *source.parents[:ABOVE]))
-    inside = (folder for root in roots for place in (root, root / "models") for folder in _approximate(place))
+    inside = library.named_for("tiny decoder", model.source)
     files = (folder / f"{name}_decoder{ending}" for folder in inside for ending in (".safetensors", ".pth"))
     snapshots = sorted(library.hub.glob(f"models--madebyollin--{name}/snapshots/*/{WEIGHTS}"))
     return next((path for path in (*files, *snapshots) if path.is_file()), None)
-
-
-def _approximate(place: Path) -> list[Path]:
-    try:
-        return sorted(path for path in place.iterdir() if path.name.lower() in FOLDERS)
-    except OSError:  # not there, or not to be read
-        return []

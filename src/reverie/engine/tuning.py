@@ -5,7 +5,6 @@ draws is compared with the exact picture in float32.
 """
 
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from reverie.engine.request import Request
 from reverie.errors import ConfigError, OutputError, RequestError
 from reverie.nets.lpips import Lpips
 from reverie.nets.unet import UNet
+from reverie.places import user_config
 
 if TYPE_CHECKING:
     from reverie.engine.bundle import Model
@@ -286,8 +286,7 @@ def _wait(device: torch.device) -> None:
 
 def settings_path(environment: Mapping[str, str] | None = None) -> Path:
     """The file with what was found, by model and machine."""
-    env = os.environ if environment is None else environment
-    return Path(env.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "reverie" / SETTINGS
+    return user_config(environment) / "reverie" / SETTINGS
 
 
 def machine(device: torch.device) -> str:

@@ -64,7 +64,7 @@ class Trainer:
         self.devices = devices or Alone()
         self.ema = Ema(method.network, config.ema)
         self.optimiser = torch.optim.AdamW(
-            method.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
+            method.network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
         )
         config.out.mkdir(parents=True, exist_ok=True)
         self._checkpoint = config.out / "checkpoint.safetensors"
@@ -170,6 +170,9 @@ class Trainer:
             state.setdefault(int(index), {})[key] = value
         full = self.optimiser.state_dict()
         self.optimiser.load_state_dict({"state": state, "param_groups": full["param_groups"]})
+        for weight, own in self.optimiser.state.items():
+            # The fused step walks through memory: moments must lie as their weights do, channels last or not.
+            own |= {key: torch.empty_like(weight).copy_(own[key]) for key in ("exp_avg", "exp_avg_sq")}
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """What every change of a weight can do."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -219,10 +220,7 @@ def check_rank(rank: int, shape: Sequence[int], ending: str) -> None:
 
 def inputs(shape: Sequence[int]) -> int:
     """Numbers that one output of a layer is made of: in, or in * k * k."""
-    count = 1
-    for n in shape[1:]:
-        count *= n
-    return count
+    return math.prod(shape[1:])
 
 
 def scale_of(alpha: float | None, rank: int) -> float:
