@@ -76,7 +76,7 @@ def open_world(judge: Judge, sprites: Path | None, config: Path | None, seed: in
     if strange:
         raise RequestError(f"the judge does not know {strange[0]!r}, which is among what the model was taught")
     truth = Truth(composer.sprites, known.concepts, known.styles)
-    return World(judge, taught, fresh, truth, (SEEN, *(split for split in SPLITS if split in data.hold_out)))
+    return World(judge, taught, fresh, truth, (SEEN, *taught.splits()))
 
 
 def _all_of(judge: Judge, sprites: Path | None) -> ScenesConfig:

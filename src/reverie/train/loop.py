@@ -75,7 +75,7 @@ class Trainer:
 
     def run(self, report: Report, until: int | None = None) -> None:
         """Train to the last step (or to step `until`), then export the averaged weights."""
-        last = min(until or self.config.steps, self.config.steps)
+        last = self.config.steps if until is None else min(until, self.config.steps)
         with self._journal() as journal:
             while self.step < last:
                 started = time.perf_counter()

@@ -56,6 +56,38 @@ def test_held_out_scenes_show_that_and_only_that(folder: Path, world: dict[str, 
     assert data.draw(chosen[:3], size=24).shape == (3, 24, 24, 3)
 
 
+def test_what_was_shown_before_is_not_asked_as_withheld(folder: Path, tmp_path: Path) -> None:
+    data = scenes(folder)
+    pairs = {(s.things[0].concept, s.things[0].style) for s in data.held_out("style", 60)}
+    words = {s.things[0].word for s in data.held_out("word", 60)}
+    seen_pair, seen_word = min(pairs), min(words)
+    (tmp_path / "shown.json").write_text(json.dumps({"things": [seen_pair], "words": [seen_word]}))
+    told = scenes(folder, shown=tmp_path / "shown.json")
+    left = {(s.things[0].concept, s.things[0].style) for s in told.held_out("style", 60)}
+    assert left and left <= pairs - {seen_pair}
+    left_words = {s.things[0].word for s in told.held_out("word", 60)}
+    assert left_words and left_words <= words - {seen_word}
+    assert [told.scene(n) for n in range(50)] == [data.scene(n) for n in range(50)]  # nor is it trained on
+
+
+def test_a_split_of_which_all_was_shown_before_is_not_asked(folder: Path, tmp_path: Path) -> None:
+    data = scenes(folder)
+    everything = [word.text for concept in data.composer.concepts for word in concept.words]
+    (tmp_path / "shown.json").write_text(json.dumps({"things": [], "words": everything}))
+    told = scenes(folder, shown=tmp_path / "shown.json")
+    assert set(data.splits()) == set(SPLITS) and set(told.splits()) == set(SPLITS) - {"word"}
+    assert scenes(folder, hold_out=["count"]).splits() == ("count",)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"things": [["cat"]], "words": []}'])
+def test_a_broken_list_of_what_was_shown(folder: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "shown.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"data\.shown: .* is not"):
+        scenes(folder, shown=tmp_path / "shown.json")
+    with pytest.raises(ConfigError, match=r"data\.shown: cannot read"):
+        scenes(folder, shown=tmp_path / "none.json")
+
+
 def test_without_hold_out_everything_is_shown(folder: Path) -> None:
     data, strict = scenes(folder, hold_out=[]), scenes(folder)
     shown = set().union(*(strict.is_held_out(data.scene(number)) for number in range(400)))

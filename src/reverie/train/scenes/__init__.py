@@ -47,6 +47,10 @@ class Scenes:
         stream = 1 + SPLITS.index(split)
         return [self.composer.scene(_generator(seed, stream, number), split) for number in range(count)]
 
+    def splits(self) -> tuple[Split, ...]:
+        """What can be asked as withheld: not what an earlier stage of the training has shown all of."""
+        return tuple(split for split in SPLITS if split in self.config.hold_out and self.composer.can_ask(split))
+
     def is_held_out(self, scene: Scene) -> set[Split]:
         """The splits that a scene belongs to; none for what may be trained on."""
         return self.composer.splits.is_held_out(scene)

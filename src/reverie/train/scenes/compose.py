@@ -13,6 +13,7 @@ from reverie.train.scenes import layout
 from reverie.train.scenes.colours import COLOURS, distance, named
 from reverie.train.scenes.config import ScenesConfig
 from reverie.train.scenes.scene import Kind, Relation, Scene, Size, Thing
+from reverie.train.scenes.shown import Shown
 from reverie.train.scenes.splits import COUNT_WITHHELD, STYLES_NEEDED, Split, Splits, ordered
 from reverie.train.scenes.sprites import Concept, Sprites, Word
 from reverie.train.scenes.wording import Wording, chance, may_have_size, pick
@@ -62,6 +63,7 @@ class Composer:
     def __init__(self, sprites: Sprites, config: ScenesConfig) -> None:
         self.sprites, self.config = sprites, config
         self.splits = Splits(sprites, config.hold_out)
+        self.shown = Shown() if config.shown is None else Shown.read(config.shown)
         self.concepts = choose_concepts(sprites, config.concepts)
         self.styles = config.styles or list(sprites.styles)
         unknown = [style for style in self.styles if style not in sprites.styles]
@@ -88,6 +90,10 @@ class Composer:
             f"no scene of these concepts and styles {f'withholds a {split}' if split else 'may be shown'}"
         )
 
+    def can_ask(self, split: Split) -> bool:
+        """Whether some thing of this world can be shown in a way that is withheld."""
+        return any(self._pool(style, kind, split) for style in self.styles for kind in KINDS_OF[split])
+
     def _kind(self, g: Generator, split: Split | None) -> Kind:
         kinds = [kind for kind in self.config.mix if split is None or kind in KINDS_OF[split]]
         if not kinds and split is not None:
@@ -110,6 +116,8 @@ class Composer:
     def _fits(self, concept: Concept, style: str, kind: Kind, split: Split | None) -> bool:
         withheld = self.splits.styles[concept.name] == style
         if style not in concept.sprites or withheld is not (split == "style"):
+            return False
+        if split == "style" and (concept.name, style) in self.shown.things:
             return False
         checks: dict[Kind | Split, Callable[[], bool]] = {
             "coloured": lambda: self._paintable(concept, style),
@@ -134,7 +142,8 @@ class Composer:
         return [word.text for word in trained if self._true_of(word, concept, style)]
 
     def _withheld_words(self, concept: Concept, style: str) -> list[str]:
-        withheld = (word for word in concept.words if self.splits.word(word.text))
+        asked = (word for word in concept.words if word.text not in self.shown.words)
+        withheld = (word for word in asked if self.splits.word(word.text))
         return [word.text for word in withheld if self._true_of(word, concept, style)]
 
     def _true_of(self, word: Word, concept: Concept, style: str) -> bool:

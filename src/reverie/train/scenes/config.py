@@ -21,6 +21,8 @@ class ScenesConfig(BaseModel):
         styles: the drawing styles; none named is all. Captions of the first may leave the style out, others never do.
         mix: how often each kind of scene comes, in any unit; kinds that are not named do not come.
         hold_out: what is never shown; see `reverie.train.scenes.splits`.
+        shown: a JSON file of what an earlier stage of the training did show, `{"things": [[name, style], ...], "words":
+            [...]}`: it is still not trained on, and never asked as something withheld.
         first_style: share of scenes in the first style.
         unnamed: share of its captions that leave the style out.
         keywords: share of captions that are lists of key words.
@@ -39,6 +41,7 @@ class ScenesConfig(BaseModel):
     styles: list[str] = []
     mix: dict[Kind, float] = USUAL_MIX
     hold_out: list[Split] = list(SPLITS)
+    shown: Path | None = None
     first_style: float = Field(0.3, ge=0, le=1)
     unnamed: float = Field(0.5, ge=0, le=1)
     keywords: float = Field(0.25, ge=0, le=1)
