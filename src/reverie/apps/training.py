@@ -53,7 +53,7 @@ def _method(kind: Kind, config: Path, device: torch.device, stride: int) -> tupl
     """
     if kind == "autoencoder":
         autoencoder = read_config(AutoencoderRun, config)
-        return AutoencoderMethod(autoencoder, device), autoencoder.loop
+        return AutoencoderMethod(autoencoder, device, stride), autoencoder.loop
     if kind == "diffusion":
         diffusion = read_config(DiffusionRun, config)
         return DiffusionMethod(diffusion, device, stride), diffusion.loop

@@ -24,9 +24,10 @@ from reverie.families.base import Sizes
 from reverie.nets.controlnet import ControlNet, widths_for
 from reverie.nets.unet import UNet
 from reverie.text.embed import Encoding, Tokens
+from reverie.train.ahead import prepared
 from reverie.train.config import ControlRun, LoraRun, TuningRun
 from reverie.train.data import Batch, as_images, examples, generator
-from reverie.train.latents import Ahead, encoded
+from reverie.train.latents import encoded
 from reverie.train.loss import diffusion_loss
 from reverie.types import Cond, Taps
 
@@ -60,7 +61,7 @@ class Frozen:
             self.model.ready(name, module).requires_grad_(False)
         self.unet = parts.unet
         self.data = examples(run.data, run.loop.seed)
-        self.batches = Ahead(lambda number: self.data.batch(number, run.loop.batch), stride)
+        self.batches = prepared(self.data, run.loop.batch, stride, run.loop.workers)
 
     def loss(
         self,

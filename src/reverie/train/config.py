@@ -47,6 +47,7 @@ class LoopConfig(Section):
         accumulate: micro-batches whose gradients are added before a step.
         warmup: steps over which the learning rate rises; then it falls along a cosine to zero.
         ema: decay of the averaged weights, which are the ones that are exported.
+        workers: processes that compose pictures ahead; 0 is one thread, enough beside a CPU that trains.
         sample_every: steps from one sheet of samples to the next, in `samples/` below `out`; 0 for none.
         tensorboard: whether TensorBoard's files are written, too, to `events/` below `out`.
     """
@@ -63,6 +64,7 @@ class LoopConfig(Section):
     ema: float = Field(0.999, ge=0, lt=1)
     seed: int = Field(0, ge=0)
     precision: Literal["float32", "bfloat16"] = "float32"
+    workers: int = Field(0, ge=0)
     checkpoint_every: int = Field(500, gt=0)
     sample_every: int = Field(0, ge=0)
     tensorboard: bool = False

@@ -31,9 +31,10 @@ from reverie.nets.judge import (
     Names,
     cut_out,
 )
+from reverie.train.ahead import Ahead
 from reverie.train.config import Blemishes, JudgeRun
 from reverie.train.data import as_images, as_pixels, generator
-from reverie.train.latents import Ahead, encoded
+from reverie.train.latents import encoded
 from reverie.train.scenes import Scene, Scenes
 from reverie.train.scenes.colours import COLOURS, Floats, is_colour
 from reverie.train.scenes.scene import Place

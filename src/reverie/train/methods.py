@@ -16,6 +16,7 @@ from reverie.nets.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.nets.clip_text import ClipText, ClipTextConfig
 from reverie.nets.unet import UNet, UNetConfig
 from reverie.text.tokenizer import ClipTokenizer
+from reverie.train.ahead import prepared
 from reverie.train.config import AutoencoderRun, DiffusionRun
 from reverie.train.data import as_images, examples, generator
 from reverie.train.latents import latent_source
@@ -26,11 +27,16 @@ SAMPLES = 8  # on a sheet, where the configuration does not say
 
 
 class AutoencoderMethod:
-    """Absolute, squared and gradient error of the reconstruction, plus a little KL (Rombach et al. 2022, 3.1)."""
+    """Absolute, squared and gradient error of the reconstruction, plus a little KL (Rombach et al. 2022, 3.1).
 
-    def __init__(self, run: AutoencoderRun, device: torch.device) -> None:
+    Args:
+        stride: from one batch of this device to its next: how many devices train together.
+    """
+
+    def __init__(self, run: AutoencoderRun, device: torch.device, stride: int = 1) -> None:
         self.run, self.device = run, device
         self.data = examples(run.data, run.loop.seed)
+        self.batches = prepared(self.data, run.loop.batch, stride, run.loop.workers)
         config = AutoencoderConfig(**run.model.model_dump(), scaling_factor=1.0)
         torch.manual_seed(run.loop.seed)
         self.network: Autoencoder = Autoencoder(config).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -39,7 +45,7 @@ class AutoencoderMethod:
         """See `Method.loss`. Pictures are mirrored and their colour channels swapped at random."""
         loop, weights = self.run.loop, self.run.loss
         g = generator(loop.seed, 1, step)
-        pictures, _ = self.data.batch(step, loop.batch)
+        pictures, _ = self.batches(step)
         pictures = _augmented(pictures, g).to(self.device, memory_format=torch.channels_last)
         factor, channels = self.network.config.factor, self.network.config.latent_channels
         shape = (len(pictures), channels, pictures.shape[2] // factor, pictures.shape[3] // factor)
@@ -128,7 +134,7 @@ class DiffusionMethod:
         network = TextToImage(ClipText(self._text_config()), UNet(self._unet_config()))
         self.network: TextToImage = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.vae.to(device, torch.float32)
-        self.latents = latent_source(self.data, self.vae, device, run.loop.batch, stride)
+        self.latents = latent_source(self.data, self.vae, device, run.loop.batch, stride, run.loop.workers)
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
         """See `Method.loss`."""
