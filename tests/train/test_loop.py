@@ -104,7 +104,7 @@ def test_export_opens_in_diffusers(tmp_path: Path, vae: Path) -> None:
     export = tmp_path / "model" / "export"
     pipe = tiny.diffusers.StableDiffusionPipeline.from_pretrained(export).to(torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": 4, "guidance_scale": 3.0, "height": 16, "width": 16, "output_type": "pt"}
+    options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "pt"}  # 16x16 by the U-Net's config
     want = pipe("a red square", generator=torch.Generator().manual_seed(1), **options).images.permute(0, 2, 3, 1)
     model = reverie.load(export, device="cpu", precision="float32")
     got = model.generate("a red square", seed=1, guidance_scale=3.0).pixels

@@ -89,11 +89,16 @@ def load_part(folder: Path, part: str) -> nn.Module:
 
 
 def save_part(
-    folder: Path, part: str, config: Any, tensors: Mapping[str, Tensor], dtype: torch.dtype = torch.float16
+    folder: Path,
+    part: str,
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype = torch.float16,
+    said: Mapping[str, object] | None = None,
 ) -> None:
-    """Write `config.json` and the weights."""
+    """Write `config.json`, with what else is `said` of the part, and the weights."""
     kind = KINDS[part]
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", kind.write(config))
+    write_json(folder / "config.json", kind.write(config) | dict(said or {}))
     weights = {name: t.detach().to("cpu", dtype) for name, t in tensors.items()}
     write_weights(folder / f"{kind.stems[0]}.safetensors", weights)

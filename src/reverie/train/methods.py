@@ -161,9 +161,11 @@ class DiffusionMethod:
     def export(self, weights: dict[str, Tensor], out: Path) -> None:
         """A whole diffusers folder: drawn with right away by `reverie generate --model`."""
         network = self.network
+        rows = self.data.batch(0, 1)[0].shape[2] // self.vae.config.factor
+        said: dict[str, dict[str, int]] = {"text_encoder": {}, "unet": {"sample_size": rows}}
         for name, config in (("text_encoder", network.text_encoder.config), ("unet", network.unet.config)):
             own = {k.removeprefix(name + "."): v for k, v in weights.items() if k.startswith(name + ".")}
-            folder.save_part(out / name, name, config, own)
+            folder.save_part(out / name, name, config, own, said=said[name])
         folder.save_part(out / "vae", "vae", self.vae.config, self.vae.state_dict())
         positions = network.text_encoder.config.positions
         folder.save_rest(out, self.run.tokenizer, self._scheduler(), dict(self.run.defaults), positions)
