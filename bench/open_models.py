@@ -37,16 +37,30 @@ Open = Callable[[], Iterable[Any]]
 
 def checkpoint(model: str, folder: Path) -> tuple[Path, Path]:
     """A random model as a single file and as a folder of diffusers, numbers of float16."""
+    noise = (import_module("torch").randn(1 << 20) * 0.02).half()
+    family, networks = parts(model)
+    file, made = folder / f"{model}.safetensors", folder / model
+    write_checkpoint(family, networks, file, made, lambda name, shape: repeated(noise, shape))
+    return file, made
+
+
+def write_checkpoint(
+    family: Any, networks: dict[str, tuple[Any, Any]], file: Path, folder: Path, numbers: Callable[..., Any]
+) -> None:
+    """Write a single file and a diffusers folder.
+
+    Args:
+        networks: class and config of each.
+        numbers: `(name, shape) -> tensor of float16`, each asked for when it is written.
+    """
     torch, engine = import_module("torch"), import_module("reverie.engine.convert")
     deferred, save = import_module("reverie.engine.deferred"), import_module("reverie.checkpoint.save")
-    family, networks = parts(model)
-    noise = (torch.randn(1 << 20) * 0.02).half()
     tensors: dict[str, tuple[Any, dict[str, Any]]] = {}
     for part, (make, config) in networks.items():
         with torch.device("meta"):
             state = make(config).state_dict()
         random = {
-            name: deferred.Deferred.of(t.shape, torch.float16, lambda t=t: repeated(noise, t.shape))
+            name: deferred.Deferred.of(t.shape, torch.float16, lambda name=name, t=t: numbers(name, t.shape))
             for name, t in state.items()
         }
         tensors[part] = config, random
@@ -54,10 +68,8 @@ def checkpoint(model: str, folder: Path) -> tuple[Path, Path]:
         save.Entry(name, t.dtype, tuple(t.shape), lambda t=t: deferred.now(t))
         for name, t in family.join_file(tensors).items()
     ]
-    file = folder / f"{model}.safetensors"
     save.write_entries(file, entries)
-    engine.convert(file, folder / model)
-    return file, folder / model
+    engine.convert(file, folder)
 
 
 def repeated(noise: Any, shape: tuple[int, ...]) -> Any:

@@ -27,6 +27,9 @@ BeyondTap: TypeAlias = "Callable[[Tensor, Tensor, Callable[[], Tensor]], Tensor]
 MergeTap: TypeAlias = "Callable[[Tensor], tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]"
 """`tokens (B, N, C) -> (merge, unmerge)`: to fewer tokens `(B, M, C)` before self-attention, and back to all."""
 
+PromptMemory: TypeAlias = "Callable[[nn.Module, Tensor], tuple[Tensor, Tensor]]"
+"""`(module, context) -> (keys, values)`, each `(B, heads, M, d)`: what a cross-attention layer makes of the prompt."""
+
 
 @dataclass(frozen=True, eq=False)
 class Taps:
@@ -47,6 +50,9 @@ class Taps:
         beyond: at one place: `skips.2` of a U-Net, what comes back up to meet the third map of the way down; or
             `transformer_blocks.0` of a diffusion transformer, what its other blocks make of the picture's tokens.
         merging: by the path of a transformer block of a U-Net.
+        prompt: what cross-attention layers of a U-Net made of the same context before; see `engine/once.py`.
+        copies: the batch is so many copies of the same rows, one after the other, which nothing but `context` tells
+            apart: what comes before the network looks at it need be computed for one of them alone.
     """
 
     attention: Mapping[str, AttentionTap] = field(default_factory=dict)
@@ -56,6 +62,8 @@ class Taps:
     features: Mapping[str, FeatureTap] = field(default_factory=dict)
     beyond: Mapping[str, BeyondTap] = field(default_factory=dict)
     merging: Mapping[str, MergeTap] = field(default_factory=dict)
+    prompt: PromptMemory | None = None
+    copies: int = 1
 
     def with_(self, other: Taps) -> Taps:
         """Both. What they add is added up; where both tap another place, `other` does."""
@@ -68,7 +76,14 @@ class Taps:
             {**self.features, **other.features},
             {**self.beyond, **other.beyond},
             {**self.merging, **other.merging},
+            other.prompt or self.prompt,
+            max(self.copies, other.copies),
         )
+
+    def reach(self, path: str) -> bool:
+        """Whether a transformer block of that path, or a layer inside it, is to say something else than usual."""
+        inside = any(tapped.startswith(f"{path}.") for tapped in self.attention)
+        return inside or path in self.bypass or path in self.merging
 
     def plus(self, path: str, features: Tensor) -> Tensor:
         """Features of a place with what is added there."""

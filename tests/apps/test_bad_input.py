@@ -149,6 +149,13 @@ def test_broken_json(cli: CommandLine, mine: Path, name: str, content: bytes) ->
     assert Path(name).name in cli.refused("inspect", mine)
 
 
+def test_merges_that_do_not_belong(cli: CommandLine, mine: Path, out: Path) -> None:
+    """They are put together at the first prompt, and refused there."""
+    (mine / "tokenizer" / "merges.txt").write_text("#version: 0.2\nqq zz\n", encoding="utf-8")
+    line = cli.refused("generate", "apple", "--model", mine, "--out", out)
+    assert f"The merges of {mine / 'tokenizer'} do not belong" in line
+
+
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in {"model_index.json", "reverie.json"}])
 def test_a_file_of_the_folder_is_missing(cli: CommandLine, mine: Path, name: str) -> None:
     (mine / name).unlink()
@@ -521,9 +528,9 @@ from reverie.apps.cli import main
 from reverie.engine.bundle import Model
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit "ignore"
 network = Model.network
-def tell(*args):
+def tell(*args, **given):
     pathlib.Path({str(ready)!r}).touch()
-    return network(*args)
+    return network(*args, **given)
 Model.network = tell
 sys.argv = ["reverie", "generate", "apple", "--steps", "900", "--count", "1000", "--batch-size", "4",
             "--model", {str(folder)!r}, "--out", {str(out.with_suffix(".jpg"))!r}]

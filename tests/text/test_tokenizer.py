@@ -161,17 +161,35 @@ BROKEN: list[tuple[str, str | None, str]] = [
     ("tokenizer.json", "{}", "no byte-pair model"),
     ("tokenizer.json", '{"added_tokens": 3}', "special tokens"),
     ("tokenizer.json", '{"model": {"vocab": {}, "merges": []}}', "not a vocabulary"),
-    ("tokenizer.json", '{"model": {"vocab": {"a": 0}, "merges": {}}}', "Merge 0"),
+    ("tokenizer.json", '{"model": {"vocab": {"<|startoftext|>": 0, "<|endoftext|>": 1}, "merges": {}}}', "Merge 0"),
 ]
 
 
 @pytest.mark.parametrize(("name", "content", "message"), BROKEN)
 def test_a_broken_folder_is_one_clear_line(tmp_path: Path, name: str, content: str | None, message: str) -> None:
     with pytest.raises(CheckpointError) as caught:
-        ClipTokenizer.from_folder(folder(tmp_path, **{name: content}))
+        ClipTokenizer.from_folder(folder(tmp_path, **{name: content})).encode("a")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_opening_does_not_wait_for_the_merges(tmp_path: Path) -> None:
+    """The ids that frame a prompt are known from the vocabulary; what is wrong with the merges, the first text says."""
+    tokenizer = ClipTokenizer.from_folder(folder(tmp_path, **{"merges.txt": "b a</w>\n"}))
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.vocab_size) == (5, 6, 6, 7)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="do not belong"):
+            tokenizer.encode("a")
+
+
+def test_ids_that_are_known_before_the_published_vocabulary_is() -> None:
+    """They are those that it has."""
+    padded = ClipTokenizer.published(pad="!")
+    assert (CLIP.encode(BOS), CLIP.encode(EOS), CLIP.encode("!")) == ([CLIP.bos], [CLIP.eos], [padded.pad + 256])
+    assert CLIP.decode([padded.pad]) == "!"
+    assert CLIP.decode([CLIP.vocab_size - 3]) != ""  # the last merge
+    assert CLIP.decode([CLIP.vocab_size]) == ""
 
 
 def test_a_file_that_is_not_text(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from reverie.adapters.deltas import Delta
 from reverie.adapters.deltas.base import bias_of, summed
 from reverie.checkpoint.packed import PackedTensor
 from reverie.errors import RequestError
+from reverie.nets.forms import shared, with_layers
 from reverie.sampling.guidance import during
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def changed(
         layer = network.get_submodule(path)
         choose = _branched if _branches(layer, several, way, evaluations) else _merged
         layers[path] = choose(layer, several)
-    return _with_layers(network, layers)
+    return with_layers(network, layers)
 
 
 def of_block(numbers: Mapping[str, float], path: str) -> float | None:
@@ -233,7 +234,7 @@ def _branched(layer: nn.Module, changes: Sequence[Change]) -> nn.Module:
     """The layer, sharing its weights, with branches beside it."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
-    copy = _shared(layer)
+    copy = shared(layer)
     kind: Any = type(layer)  # mypy takes a class of modules for one that has no hash
     copy.__class__ = _with_branches(kind)
     copy.changes = tuple((_ready(delta, weight), strength) for delta, strength in changes)  # type: ignore[assignment]
@@ -254,7 +255,7 @@ def _ready(delta: Delta, weight: Tensor) -> Delta:
 @torch.no_grad()
 def _merged(layer: nn.Module, changes: Sequence[Change]) -> nn.Module:
     """The layer with other weights, computed in float32 and rounded once."""
-    weight, bias, copy = layer.weight, bias_of(layer), _shared(layer)
+    weight, bias, copy = layer.weight, bias_of(layer), shared(layer)
     assert isinstance(weight, Tensor)
     copy.register_parameter("weight", nn.Parameter(merged_weight(weight, changes), requires_grad=False))
     other = merged_bias(bias, changes)
@@ -278,29 +279,3 @@ def merged_bias(bias: Tensor | None, changes: Sequence[Change]) -> Tensor | None
     if more is None or bias is None:
         return bias if more is None else more
     return (bias.float() + more.to(bias.device)).to(bias.dtype)
-
-
-def _shared(module: M) -> M:
-    """A copy of a module, but of nothing in it: parameters and children are the same."""
-    copy = module.__new__(type(module))
-    own: dict[str, Any] = module.__dict__
-    copy.__dict__ = {name: value.copy() if isinstance(value, dict | set) else value for name, value in own.items()}
-    return copy
-
-
-def _with_layers(network: M, layers: Mapping[str, nn.Module]) -> M:
-    """The network with others in the places of some layers; modules on the way there are copied, the rest is shared."""
-    if not layers:
-        return network
-    root = _shared(network)
-    copies: dict[str, nn.Module] = {"": root}
-    for path, layer in layers.items():
-        *names, last = path.split(".")
-        parent, at = copies[""], ""
-        for name in names:
-            at = f"{at}.{name}".removeprefix(".")
-            if at not in copies:
-                copies[at] = parent._modules[name] = _shared(parent.get_submodule(name))
-            parent = copies[at]
-        parent._modules[last] = layer
-    return root

@@ -27,6 +27,7 @@ from reverie.apps.options import (
     PreviewOutOption,
     UntilOption,
     VariantOption,
+    VerboseOption,
     request_options,
 )
 from reverie.errors import RequestError, ReverieError
@@ -59,7 +60,7 @@ app.add_typer(evaluate_app, name="evaluate")
 
 
 def _session(opening: Opening, how: dict[str, Any]) -> "Session":
-    with console.busy("starting"):  # importing torch takes a while
+    with console.starting():  # importing torch takes a while
         from reverie.apps.generating import Session, opened
 
         return Session(opened(*opening), **how)
@@ -79,17 +80,39 @@ def generate(
     preview_out: PreviewOutOption = None,
     preview_decoder: PreviewDecoderOption = None,
     metadata: MetadataOption = True,
+    verbose: VerboseOption = False,
     as_json: JsonOption = False,
     debug: DebugOption = False,
     **flags: Any,
 ) -> None:
     """Draw pictures for a prompt, from a picture, or both."""
-    with console.busy("starting"):  # importing torch takes a while
+    with console.starting():  # importing torch takes a while
         from reverie.apps.generating import Previews, run_generate
 
     given = fields(flags) | ({} if prompt is None else {"prompt": prompt})
-    how = {"events": as_json, "previews": Previews(preview, preview_out, preview_decoder), "metadata": metadata}
+    previews = Previews(preview, preview_out, preview_decoder)
+    how = {"events": as_json, "previews": previews, "metadata": metadata, "verbose": verbose}
     run_generate(given, out, source, *opening, how)
+
+
+@app.command()
+@request_options
+def plan(
+    prompt: Annotated[str | None, typer.Argument(help="what the picture would show")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="plan the picture in this file; other options override")
+    ] = None,
+    *,
+    opening: Opening,
+    as_json: JsonOption = False,
+    debug: DebugOption = False,
+    **flags: Any,
+) -> None:
+    """Say what drawing would take, without drawing: memory, seconds, where everything is. Options as for generate."""
+    with console.starting():
+        from reverie.apps.planning import run_plan
+
+    run_plan(fields(flags) | ({} if prompt is None else {"prompt": prompt}), source, *opening, as_json)
 
 
 @app.command()
@@ -147,7 +170,7 @@ def upscale(
     debug: DebugOption = False,
 ) -> None:
     """Enlarge a picture with an upscaling network."""
-    with console.busy("starting"):
+    with console.starting():
         from reverie.apps.enlarging import run_upscale
 
     run_upscale(picture, out, upscaler, scale, device)
@@ -175,7 +198,7 @@ def tokens(
     debug: DebugOption = False,
 ) -> None:
     """Count the tokens of a prompt and show where its chunks end."""
-    with console.busy("starting"):
+    with console.starting():
         from reverie.apps.inspecting import run_tokens
 
     run_tokens(prompt, dialect, model, as_json)
@@ -220,7 +243,7 @@ def doctor(
     debug: DebugOption = False,
 ) -> None:
     """Examine weights: what they are, whether they are sound, what fits them, what code they carry."""
-    with console.busy("starting"):
+    with console.starting():
         from reverie.apps.doctoring import run_doctor
 
     raise typer.Exit(run_doctor(path, variant, as_json))
@@ -241,7 +264,7 @@ def convert(
     debug: DebugOption = False,
 ) -> None:
     """Rewrite weights in another layout or precision, tensor by tensor."""
-    with console.busy("starting"):
+    with console.starting():
         from reverie.apps.converting import run_convert
 
     options = {"layout": layout, "dtype": dtype, "ema": ema, "prune": prune, "parts": tuple(part or ()),
@@ -273,7 +296,7 @@ def pull(
     debug: DebugOption = False,
 ) -> None:
     """Fetch a model from the hub; goes on where it was cut off, and checks what came."""
-    with console.busy("starting"):
+    with console.starting():
         from reverie.apps.modelling import run_pull
 
     run_pull(name, {"revision": revision, "variant": variant, "file": file}, as_json)
@@ -300,7 +323,7 @@ def tune(
     debug: DebugOption = False,
 ) -> None:
     """Measure what each way to do less work gives and costs here; --fast auto then uses those inside the budget."""
-    with console.busy("starting"):
+    with console.starting():
         from reverie.apps.tuning import run_tune
 
     how = {"device": device, "precision": precision.value}
@@ -326,7 +349,7 @@ def control(
     debug: DebugOption = False,
 ) -> None:
     """Make the picture that a ControlNet follows: edges, lines, pose, depth, ..."""
-    with console.busy("starting"):
+    with console.starting():
         from reverie.apps.controlling import run_control, run_list
     if listed:
         run_list(as_json)
@@ -352,7 +375,7 @@ def evaluate_pictures(
     debug: DebugOption = False,
 ) -> None:
     """How far drawn pictures are from true ones: FID, KID, precision and recall."""
-    with console.busy("starting"):
+    with console.starting():
         from reverie.apps.evaluating import run_pictures
     run_pictures(true, drawn, inception, device, as_json)
 
@@ -366,7 +389,7 @@ def evaluate_prompts(
     debug: DebugOption = False,
 ) -> None:
     """How well pictures fit their prompts: the CLIP score."""
-    with console.busy("starting"):
+    with console.starting():
         from reverie.apps.evaluating import run_prompts
     run_prompts(pictures, clip, device, as_json)
 
@@ -393,7 +416,7 @@ def evaluate_scenes(
     debug: DebugOption = False,
 ) -> None:
     """How often a model draws what it is asked for: composed scenes, of seen and of held-out kinds."""
-    with console.busy("starting"):
+    with console.starting():
         from reverie.apps.evaluating import Wanted, run_scenes
     run_scenes(
         Wanted(model, judge, sprites, config, inception, count, out, batch_size, steps, guidance_scale, seed, device),
@@ -432,7 +455,7 @@ def merge_models(
     debug: DebugOption = False,
 ) -> None:
     """Merge models of one family, tensor by tensor."""
-    with console.busy("starting"):
+    with console.starting():
         from reverie.apps.merging import run_merge
 
     how = {"method": method, "weight": weight, "base": base, "blocks": block or [], "density": density, "seed": seed}
@@ -449,7 +472,7 @@ def merge_bake(
     debug: DebugOption = False,
 ) -> None:
     """Write a model with LoRAs in its weights."""
-    with console.busy("starting"):
+    with console.starting():
         from reverie.apps.merging import run_bake
 
     run_bake(model, loras, out, {"layout": layout, "dtype": dtype})
@@ -467,7 +490,7 @@ def merge_extract(
     debug: DebugOption = False,
 ) -> None:
     """Write the difference of two models as a LoRA."""
-    with console.busy("starting"):
+    with console.starting():
         from reverie.adapters.factoring import Target
         from reverie.apps.merging import run_extract
 
@@ -485,7 +508,7 @@ def merge_resize(
     debug: DebugOption = False,
 ) -> None:
     """Write a LoRA with other ranks; --model is one that it was made for."""
-    with console.busy("starting"):
+    with console.starting():
         from reverie.adapters.factoring import Target
         from reverie.apps.merging import run_resize
 

@@ -1,8 +1,10 @@
 """What the command line prints: errors, notes, results. Progress and messages go to stderr, results to stdout."""
 
+import gc
 import json
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from rich.console import Console
@@ -25,6 +27,21 @@ def note(message: str) -> None:
 def busy(title: str) -> AbstractContextManager[object]:
     """A spinner for work whose length is not known; it vanishes when the work is done."""
     return err.status(title)
+
+
+@contextmanager
+def starting() -> Iterator[None]:
+    """A spinner while torch is imported; what that makes stays, so that meanwhile no garbage is looked for."""
+    first = "torch" not in sys.modules
+    if first:
+        gc.disable()
+    try:
+        with busy("starting"):
+            yield
+    finally:
+        if first:
+            gc.freeze()
+            gc.enable()
 
 
 def print_json(value: Any) -> None:

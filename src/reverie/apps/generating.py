@@ -15,13 +15,17 @@ from reverie.apps.progress import steps_progress
 from reverie.apps.reading import printable, redraw
 from reverie.apps.terminal import Screen
 from reverie.engine.animation import FORMATS, save_animation
+from reverie.engine.budget import planned
 from reverie.engine.bundle import Model, load
-from reverie.engine.generate import Progress, Watch, batches
+from reverie.engine.generate import Progress, Watch, batches, prepared
 from reverie.engine.image import BUNDLED_SOURCE, fingerprint, picture_format, save_image
 from reverie.engine.library import Library
+from reverie.engine.measures import shown
 from reverie.engine.preview import LinearPreview, TinyPreview
+from reverie.engine.rates import Foretold, Seconds, foretell, settled
 from reverie.engine.request import Request
 from reverie.engine.resolve import resolve
+from reverie.engine.usage import Usage
 from reverie.errors import OutputError, RequestError
 
 SHOWN = 384  # pixels of a preview's longer side
@@ -50,6 +54,7 @@ class Session:
     Attributes:
         events: print one JSON object a line for programs.
         metadata: write into the pictures what made them.
+        verbose: say what was planned and what was used.
         before: what drew the picture that is drawn again: hashes by names, as in `Result.models`.
     """
 
@@ -57,6 +62,7 @@ class Session:
     events: bool = False
     previews: Previews = field(default_factory=Previews)
     metadata: bool = True
+    verbose: bool = False
     before: Mapping[str, str] = field(default_factory=dict)
 
     @contextmanager
@@ -88,30 +94,74 @@ def run_generate(
         how: `events`, `previews` and `metadata` of the session.
     """
     started = time.perf_counter()
-    request, made_by = _wanted(given, source)
-    if source is None and not request.prompt and request.image is None:
-        raise RequestError('there is no prompt; say what to draw, for example: reverie generate "a red apple"')
+    request, made_by = asked(given, source)
     frames = request.travel.frames if request.travel else request.count
     film = bool(request.travel) and out is not None and out.suffix.lower() in FORMATS
     paths = targets(out, 1 if film or request.only is not None else frames)
-    loaded = opened(model or _same_model(made_by), options)
-    if made_by and model is None:
-        _check_hash(loaded, made_by.get("hash", "-"), f"{source} was drawn by another {made_by.get('name')}", "--model")
-    request = resolve(loaded, request)
-    if request.refine is not None and "refine" not in given and "refiner_hash" in made_by:
-        refiner = request.refine.model
-        what = f"{source} was finished by another {refiner}"
-        _check_hash(loaded.successor(refiner), made_by["refiner_hash"], what, "--refine-model")
+    loaded, request = commissioned(request, made_by, source, model, options, refiner="refine" in given)
     session = Session(loaded, before=made_by, **how)
-    saved = save_film(session, request, paths[0]) if film else draw_and_save(session, request, paths, {})
+    foretold = _foretold(loaded, request) if session.verbose else None
+    with Usage(loaded.device) as usage:
+        saved = save_film(session, request, paths[0]) if film else draw_and_save(session, request, paths, {})
+    figures = {} if foretold is None else settled(foretold, usage.used)
     seconds = time.perf_counter() - started
     if session.events:
         console.print_event(
             "done", files=[str(path) for path in saved], seconds=round(seconds, 3), model=fingerprint(loaded),
-            request=request.model_dump(mode="json", exclude_none=True),
+            request=request.model_dump(mode="json", exclude_none=True), **figures,
         )  # fmt: skip
-    else:
-        console.note(f"{seconds:.1f} s, {request.sampler}, {request.steps} steps")
+        return
+    console.note(f"{seconds:.1f} s, {request.sampler}, {request.steps} steps")
+    if foretold is not None:
+        console.note(loaded.speed.describe())
+        console.note(
+            f"planned: {memory_words(foretold.plan.own, foretold.plan.mapped)}, {time_words(foretold.expected)}"
+        )
+        console.note(f"used: {memory_words(usage.used.own, usage.used.mapped)}, {usage.used.seconds:.1f} s")
+
+
+def commissioned(
+    request: Request, made_by: Mapping[str, str], source: Path | None, model: str | None, options: Mapping[str, Any],
+    *, refiner: bool,
+) -> tuple[Model, Request]:  # fmt: skip
+    """The model, opened, and the request, resolved.
+
+    Args:
+        request, made_by: what `asked` gave.
+        source, model, options: as for `run_generate`.
+        refiner: whether the request names a refiner of its own.
+
+    Raises:
+        RequestError: another model than the one that drew `source`, a field that cannot be.
+    """
+    loaded = opened(model or _same_model(made_by), options)
+    if made_by and model is None:
+        _check_hash(loaded, made_by.get("hash", "-"), f"{source} was drawn by another {made_by.get('name')}", "--model")
+    request = resolve(loaded, request)
+    if request.refine is not None and not refiner and "refiner_hash" in made_by:
+        name = request.refine.model
+        what = f"{source} was finished by another {name}"
+        _check_hash(loaded.successor(name), made_by["refiner_hash"], what, "--refine-model")
+    return loaded, request
+
+
+def memory_words(own: int | None, mapped: int | None) -> str:
+    """`1.2 GiB of memory and 3.97 GiB of mapped files`."""
+    if own is None:
+        return "memory unknown"
+    return f"{shown(own)} of memory" + (f" and {shown(mapped)} of mapped files" if mapped else "")
+
+
+def time_words(seconds: Seconds) -> str:
+    """`12.3 s (11.0 to 14.2)`, or a range where nothing was measured yet."""
+    if seconds.likely is None:
+        return f"{seconds.low:.1f} to {seconds.high:.1f} s (nothing was drawn with such a model here yet)"
+    return f"{seconds.likely:.1f} s ({seconds.low:.1f} to {seconds.high:.1f})"
+
+
+def _foretold(model: Model, request: Request) -> Foretold:
+    with console.busy("planning"):
+        return foretell(model, planned(model, request, prepared, model.memory))
 
 
 def opened(model: str | None, options: Mapping[str, Any]) -> Model:
@@ -119,10 +169,17 @@ def opened(model: str | None, options: Mapping[str, Any]) -> Model:
     return load(None if model is None else Library.of_environment().resolve(model), **options)
 
 
-def _wanted(given: dict[str, Any], source: Path | None) -> tuple[Request, dict[str, str]]:
-    """The request, and the model that drew `source` if it was Reverie's."""
+def asked(given: dict[str, Any], source: Path | None) -> tuple[Request, dict[str, str]]:
+    """The request, and the model that drew `source` if it was Reverie's.
+
+    Raises:
+        RequestError: nothing to draw.
+    """
     if source is None:
-        return Request.of(**given), {}
+        request = Request.of(**given)
+        if not request.prompt and request.image is None:
+            raise RequestError('there is no prompt; say what to draw, for example: reverie generate "a red apple"')
+        return request, {}
     request, found = redraw(source, given)
     for note in found.notes:
         console.note(printable(f"not carried: {note}"))
@@ -250,7 +307,7 @@ def _free_numbers(folder: Path, prefix: str, count: int) -> range:
     return range(first, first + count)
 
 
-def _same_model(made_by: dict[str, str]) -> str | None:
+def _same_model(made_by: Mapping[str, str]) -> str | None:
     """The model that a picture names; None for the bundled one, wherever it is installed.
 
     Raises:

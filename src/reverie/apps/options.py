@@ -22,11 +22,29 @@ class Precision(StrEnum):
 
 
 class Weights(StrEnum):
-    """How packed weights are kept."""
+    """How weights are kept."""
 
     auto = "auto"
     packed = "packed"
     full = "full"
+    fp8 = "fp8"
+    int8 = "int8"
+    int4 = "int4"
+
+
+class Compile(StrEnum):
+    """When the blocks of the denoising network are compiled."""
+
+    auto = "auto"
+    off = "off"
+    on = "on"
+
+
+class SpeedMode(StrEnum):
+    """How layers are computed."""
+
+    auto = "auto"
+    plain = "plain"
 
 
 ModelOption = Annotated[
@@ -50,9 +68,27 @@ TextEncoderOption = Annotated[
 ]
 EmaOption = Annotated[bool, typer.Option("--ema", help="the averaged U-Net that a single file may hold")]
 WeightsOption = Annotated[
-    Weights, typer.Option("--weights", help="GGUF and 8-bit floats stay packed in memory, or take their full size")
+    Weights,
+    typer.Option(
+        "--weights",
+        help="GGUF and 8-bit floats stay packed in memory, or take their full size; "
+        "fp8, int8, int4: all weights are quantised as they are opened, which changes pictures",
+    ),
+]
+CompileOption = Annotated[
+    Compile,
+    typer.Option("--compile", help="compile the network's blocks: minutes, once on a machine; see docs/speed.md"),
+]
+SpeedOption = Annotated[
+    SpeedMode, typer.Option("--speed", help="each layer in the fastest way on this machine, or in torch's usual one")
 ]
 OffloadOption = Annotated[bool, typer.Option("--offload", help="keep one part of the model at a time on the device")]
+MemoryOption = Annotated[
+    str | None, typer.Option("--memory", help="the most that weights and activations may take, for example 6G")
+]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="say what was planned and what was used: memory and seconds")
+]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="file, or folder; reverie-00001.png here if absent")
 ]
@@ -79,12 +115,17 @@ def model_options(
     text_encoder: TextEncoderOption = None,
     ema: EmaOption = False,
     offload: OffloadOption = False,
+    memory: MemoryOption = None,
     packed: WeightsOption = Weights.auto,
+    speed: SpeedOption = SpeedMode.auto,
+    compiling: CompileOption = Compile.auto,
 ) -> Opening:
     """The model that is asked for, and how it is opened: options of every command that draws."""
     return model, {
         "device": device, "precision": precision.value, "variant": variant, "prediction": prediction, "vae": vae,
         "unet": unet, "text_encoder": text_encoder, "ema": ema, "offload": offload, "weights": packed.value,
+        "memory": memory,
+        "speed": speed.value, "compile": compiling.value,
     }  # fmt: skip
 
 

@@ -63,6 +63,8 @@ class PackedTensor(Tensor):
                 return kept
             if name in CHANGING or name.rstrip("_") + "_" == name:
                 raise RuntimeError(f"{name} on packed weights, which cannot be changed in place; unpack them first")
+        if func is F.linear and (product := _product(args, given)) is not None:
+            return product
         if func is F.embedding and isinstance(args[1], PackedTensor):
             return _looked_up(func, args, given)
         return func(*unpacked(args), **unpacked(given))
@@ -167,6 +169,22 @@ def _set(tensor: PackedTensor, func: Any, args: Sequence[Any], given: Mapping[st
         func(tensor, value)
     tensor.packed = value.packed
     return True
+
+
+FEWEST = 17  # rows of inputs that `torch._int_mm` takes on CUDA
+MULTIPLE = 16  # of which the sizes of products in 8 bits are; cuBLAS
+
+
+def _product(args: Sequence[Any], given: Mapping[str, Any]) -> Tensor | None:
+    """What a linear layer says by a product in 8 bits; None where the weights do not multiply so."""
+    x, weight, bias = (*args, None)[:3] if not given else (args[0], args[1], given.get("bias"))
+    if not isinstance(weight, PackedTensor) or not weight.packed.products:
+        return None
+    rows = x.reshape(-1, x.shape[-1])
+    if len(rows) < FEWEST or any(size % MULTIPLE for size in weight.shape):
+        return None
+    y = weight.packed.multiplied(rows).to(x.dtype).reshape(*x.shape[:-1], len(weight))
+    return y if bias is None else y + bias
 
 
 def _looked_up(func: Callable[..., Any], args: Sequence[Any], given: Mapping[str, Any]) -> Tensor:

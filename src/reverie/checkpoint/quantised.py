@@ -1,4 +1,4 @@
-"""Packed weights: the block formats of GGML, and 8-bit floats with a scale.
+"""Packed weights: the block formats of GGML, and 8-bit floats and integers with a scale.
 
 A GGML tensor is a row of blocks. A block holds small integers q and what turns them into numbers: `d * q` (type 0) or
 `d * q - m` (type 1), with d and m in float16, or for the K types as small integers times a float16 of a larger block.
@@ -16,6 +16,7 @@ from torch import Tensor
 
 FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 PACKINGS = {dtype: name for name, dtype in FLOAT8.items()}
+BYTES = {**FLOAT8, "I8": torch.int8}  # one number a byte, in the shape of the weights
 CHUNK = 1 << 14  # blocks that are unpacked at once: bounds what the intermediate steps take
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml `kvalues_iq4nl`
 
@@ -25,20 +26,22 @@ class QuantisedTensor:
     """Weights in their packed form, to be kept so in memory and unpacked when they are used.
 
     Attributes:
-        data: the blocks as uint8, or the 8-bit floats in their shape.
-        packing: a key of `BLOCKS` or `FLOAT8`.
+        data: the blocks as uint8, or 8-bit floats or integers in their shape.
+        packing: a key of `BLOCKS` or `BYTES`.
         shape: of the unpacked tensor.
-        scale: for 8-bit floats, one number or one a row.
+        scale: for 8-bit floats and integers, one number or one a row.
+        products: whether linear layers multiply these numbers as they are, with inputs rounded alike.
     """
 
     data: Tensor
     packing: str
     shape: tuple[int, ...]
     scale: Tensor | None = None
+    products: bool = False
 
     def dequantise(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The numbers, computed in float32 and rounded once to `dtype`."""
-        if self.packing in FLOAT8:
+        if self.packing in BYTES:
             return self._scaled(dtype)
         block = BLOCKS[self.packing]
         packed = self.data.reshape(-1, block.size)
@@ -59,24 +62,24 @@ class QuantisedTensor:
             which: `(n,)` int64.
         """
         count, *rest = self.shape
-        if self.packing not in FLOAT8 and math.prod(rest) % BLOCKS[self.packing].elements:
+        if self.packing not in BYTES and math.prod(rest) % BLOCKS[self.packing].elements:
             return None
         packed = self.data.contiguous().view(torch.uint8).reshape(count, -1)[which]
         scale = self.scale if self.scale is None or self.scale.numel() == 1 else self.scale.reshape(-1)[which]
         shape = (len(which), *rest)
-        data = packed.view(FLOAT8[self.packing]).reshape(shape) if self.packing in FLOAT8 else packed.flatten()
+        data = packed.view(BYTES[self.packing]).reshape(shape) if self.packing in BYTES else packed.flatten()
         return replace(self, data=data, shape=shape, scale=scale)
 
     def shaped(self, shape: Sequence[int]) -> "QuantisedTensor":
         """The same numbers in the same order, of another shape; the rows stay what they are where each has a scale."""
-        data = self.data.reshape(tuple(shape)) if self.packing in FLOAT8 else self.data
+        data = self.data.reshape(tuple(shape)) if self.packing in BYTES else self.data
         return replace(self, data=data, shape=tuple(shape))
 
     def is_finite(self) -> bool:
         """Whether no number is NaN or infinite. Of blocks only the scales are read: the rest are small integers."""
         if self.scale is not None and not bool(torch.isfinite(self.scale).all()):
             return False
-        if self.packing in FLOAT8:
+        if self.packing in BYTES:
             parts = torch.split(self.data.reshape(-1), CHUNK * 32)
             return all(bool(torch.isfinite(widened(part).sum())) for part in parts)
         block = BLOCKS[self.packing]
@@ -87,6 +90,16 @@ class QuantisedTensor:
     def nbytes(self) -> int:
         """Bytes of the packed numbers."""
         return self.data.nbytes
+
+    def multiplied(self, x: Tensor) -> Tensor:
+        """`x W^T` of inputs `(n, k)` that are rounded to 8 bits a row: `(n, rows)`, in bfloat16 or float32."""
+        assert self.scale is not None
+        data, scale = rounded(x, self.packing)
+        across = self.scale.float().reshape(1, -1).expand(1, len(self.data)).contiguous()
+        if self.packing == "I8":
+            return torch._int_mm(data, self.data.t()).float() * scale * across
+        result: Tensor = torch._scaled_mm(data, self.data.t(), scale_a=scale, scale_b=across, out_dtype=torch.bfloat16)
+        return result
 
     def _scaled(self, dtype: torch.dtype) -> Tensor:
         rows = self.data.reshape(self.shape[0] if self.shape else 1, math.prod(self.shape[1:]))
@@ -101,12 +114,40 @@ class QuantisedTensor:
         return result.reshape(self.shape)
 
 
+LARGEST = {"F8_E4M3": 448.0, "F8_E5M2": 57344.0, "I8": 127.0}  # numbers that 8 bits hold
+
+
+def rounded(rows: Tensor, packing: str) -> tuple[Tensor, Tensor]:
+    """Rows `(n, k)` in 8 bits, each scaled so that its largest number is the largest there is.
+
+    Returns:
+        The bytes `(n, k)` and the scales `(n, 1)` float32, by which they are to be multiplied.
+    """
+    numbers = rows.float()
+    scale = (numbers.abs().amax(1, keepdim=True) / LARGEST[packing]).clamp(min=torch.finfo(torch.float32).tiny)
+    scaled = numbers / scale
+    return (scaled.round() if packing == "I8" else scaled).to(BYTES[packing]), scale
+
+
+def products_in_bytes(packing: str, device: torch.device) -> bool:
+    """Whether a device multiplies such numbers natively.
+
+    8-bit floats: Hopper and later cards; 8-bit integers: Turing and later ones, and processors with VNNI.
+    """
+    if device.type == "cuda":
+        least = {"F8_E4M3": (9, 0), "I8": (7, 5)}.get(packing)
+        return least is not None and torch.cuda.get_device_capability(device) >= least
+    return packing == "I8" and device.type == "cpu" and torch.cpu._is_vnni_supported()
+
+
 def widened(numbers: Tensor) -> Tensor:
-    """8-bit floats as float32, bit by bit, several times faster than torch's `float()`.
+    """8-bit numbers as float32; floats bit by bit, several times faster than torch's `float()`.
 
     A float16 holds either type: that of e5m2 is its upper byte; that of e4m3fn has the exponent biased by 7 where
     float16 has 15, and a NaN where float16 has a number (OCP 8-bit Floating Point Specification, table 1).
     """
+    if numbers.dtype == torch.int8:
+        return numbers.float()
     signed = numbers.contiguous().view(torch.int8).to(torch.int16)
     if numbers.dtype == torch.float8_e5m2:
         return (signed << 8).view(torch.float16).float()

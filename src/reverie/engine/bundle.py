@@ -8,14 +8,19 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
+from reverie.checkpoint.quantising import PACKINGS, Quantisation
 from reverie.diffusion.parameterisation import PARAMETERISATIONS
 from reverie.engine import latents as latent_space
+from reverie.engine.blockwise import blocks_of, blockwise
+from reverie.engine.compiling import COMPILE, Compile, Compiler
+from reverie.engine.measures import Measures, Works, parse_size
 from reverie.engine.memory import frugally
 from reverie.engine.opened import Opened
-from reverie.engine.placing import WEIGHTS, Weights, check_numbers, keeps_packed, place
+from reverie.engine.placing import WEIGHTS, Originals, Placed, Weights, check_numbers, keeps_packed, place
 from reverie.engine.remembered import Remembered, are_large, key_of
 from reverie.engine.request import Request
 from reverie.engine.sources import data_url
+from reverie.engine.speed import MODES, Speed, SpeedMode, automatic_precision, is_large, layout_for
 from reverie.engine.upscale import Upscaler, open_upscaler
 from reverie.errors import CheckpointError, RequestError
 from reverie.families.base import Parts
@@ -37,18 +42,20 @@ class Residents:
     """What is on the device: the parts of a model, and of the one that it hands over to.
 
     Attributes:
-        one_at_a_time: the others go to the CPU when a part is needed.
+        one_at_a_time: the others go back to where they lie when a part is needed.
         placed: parts that are ready, by their model and name.
+        measures: what is done to stay below a limit of memory.
     """
 
     def __init__(self, one_at_a_time: bool) -> None:
         self.one_at_a_time = one_at_a_time
-        self.placed: dict[tuple[int, str], nn.Module] = {}
+        self.placed: dict[tuple[int, str], Placed] = {}
+        self.measures = Measures()
 
     def clear(self) -> None:
         """Take every part off the device."""
-        for module in self.placed.values():
-            module.to("cpu")
+        for placed in self.placed.values():
+            placed.leave()
         self.placed.clear()
 
 
@@ -62,7 +69,11 @@ class Model:
         parts: the networks and what is known about them.
         source: the path it was opened from.
         device, dtype: where and in which precision the networks compute.
-        weights: `packed`, `full` or `auto`; see `packed`.
+        weights: how they are kept; see `load`.
+        speed: how its networks are computed.
+        compiler: whether its networks are compiled.
+        memory: bytes that weights and activations may take together; None for no limit.
+        works: what its networks cost, as far as it was found out.
         opened: adapters that were opened for it.
         forms: the last form of each network with adapters in it, and what it was made of.
     """
@@ -76,10 +87,18 @@ class Model:
         *,
         offload: bool = False,
         weights: Weights = "auto",
+        speed: SpeedMode = "auto",
+        memory: int | None = None,
+        compile: Compile = "auto",  # noqa: A002
     ) -> None:
         self.parts, self.source, self.device, self.dtype, self.weights = parts, source, device, dtype, weights
+        compiled = compile == "on" and device.type == "cpu"  # of torch's own layers
+        self.speed = Speed(device, dtype, "plain" if compiled else speed)
+        self.compiler = Compiler(compile, device)
         self._residents = Residents(offload)
         self._checked: set[str] = set()
+        self.memory = memory
+        self.works: Works = {}
         self.opened = Opened()
         self.forms: dict[str, tuple[object, nn.Module]] = {}
         self._wrapped: dict[tuple[str, str], nn.Module] = {}
@@ -91,15 +110,38 @@ class Model:
 
         Drawing switches it on where memory runs out.
         """
-        return self._residents.one_at_a_time
+        return self._residents.one_at_a_time or self.measures.offload
 
     @offload.setter
     def offload(self, value: bool) -> None:
         self._residents.one_at_a_time = value
 
-    @cached_property
+    @property
+    def measures(self) -> Measures:
+        """What is done to stay below `memory`; chosen for each request. Other measures begin with nothing in place."""
+        return self._residents.measures
+
+    @measures.setter
+    def measures(self, value: Measures) -> None:
+        if value != self.measures:
+            self._residents.clear()
+            self.forms.clear()
+            self.speed.forget()
+            self._wrapped.clear()
+            self._residents.measures = value
+
+    @property
+    def lasting(self) -> Measures:
+        """What is done whatever the limit."""
+        return Measures(offload=self._residents.one_at_a_time, packed=self._keeps_packed)
+
+    @property
     def packed(self) -> bool:
         """Whether packed weights (GGUF, 8-bit floats) stay packed and are unpacked at every use."""
+        return self.measures.packed or self._keeps_packed
+
+    @cached_property
+    def _keeps_packed(self) -> bool:
         return keeps_packed(self.weights, self.parts.modules().values(), self.device, self.dtype)
 
     def successor(self, name: str) -> "Model":
@@ -113,7 +155,10 @@ class Model:
 
         path = Library.of_environment().resolve(name)
         if path not in self._successors:
-            other = Model(load_parts(path), path, self.device, self.dtype, weights=self.weights)
+            other = Model(
+                load_parts(path), path, self.device, self.dtype, weights=self.weights, speed=self.speed.mode,
+                memory=self.memory, compile=self.compiler.when,
+            )  # fmt: skip
             for old in self._successors.values():
                 old.leave()
             other._residents, self._successors = self._residents, {path: other}
@@ -122,7 +167,7 @@ class Model:
     def leave(self) -> None:
         """Take every part of this model off the device."""
         for owner, name in [key for key in self._residents.placed if key[0] == id(self)]:
-            self._residents.placed.pop((owner, name)).to("cpu")
+            self._residents.placed.pop((owner, name)).leave()
 
     def ready(self, name: str, module: M) -> M:
         """The part `name`, on the device, in the computing precision, its weights checked.
@@ -138,9 +183,28 @@ class Model:
             if self.offload:
                 self._residents.clear()
                 self.forms.clear()
-            place(module, self.device, self.dtype, packed=self.packed)
-            placed[id(self), name] = module
-        return module
+            self.speed.forget()
+            placed[id(self), name] = self._placed(module)
+        network = placed[id(self), name].network
+        assert isinstance(network, type(module))
+        return network
+
+    def _placed(self, module: nn.Module) -> Placed:
+        if self.measures.blocks and blocks_of(module):
+            form, conveyor = blockwise(module, self.device, self.dtype)
+            return Placed(form, conveyor=conveyor)
+        originals = Originals(module)
+        layout = layout_for(self.device, self.dtype) if self.speed.mode == "auto" else torch.preserve_format
+        place(
+            module, self.device, self.dtype, packed=self.packed, quantisation=self._quantisation(module), layout=layout
+        )
+        return Placed(module, originals, forgets=self.memory is not None)
+
+    def _quantisation(self, module: nn.Module) -> Quantisation | None:
+        """To which weights of a part are quantised; the autoencoder's are few, and the picture is made of them."""
+        if module is self.parts.vae:
+            return None
+        return next((kind for kind in PACKINGS if kind == self.weights), None)
 
     def _check(self, name: str, module: nn.Module) -> None:
         """Whether every weight is a number; large files that were once seen to be sound are not read again."""
@@ -154,12 +218,25 @@ class Model:
             check_numbers(module, self.source, name)
             memory.note(key, "yes")
 
-    def network(self, name: Literal["unet", "vae"], seamless: Literal["none", "x", "y", "both"] = "none") -> nn.Module:
-        """A part, ready; where pictures are to join at their edges, a form of it with the same weights that wraps."""
+    def network(
+        self,
+        name: Literal["unet", "vae"],
+        seamless: Literal["none", "x", "y", "both"] = "none",
+        *,
+        evaluations: int = 1,
+    ) -> nn.Module:
+        """A part, ready to compute in the fastest way known; forms of it with the same weights.
+
+        Args:
+            seamless: where pictures are to join at their edges, it wraps.
+            evaluations: about how often it will be asked (`Speed.form`).
+        """
         network: nn.Module = self.ready(name, getattr(self.parts, name))
-        if seamless == "none":
-            return network
-        return self._wrapped.setdefault((name, seamless), wrapping(network, seamless))
+        if seamless != "none":
+            if (name, seamless) not in self._wrapped:
+                self._wrapped[name, seamless] = wrapping(network, seamless)
+            network = self._wrapped[name, seamless]
+        return network if self.measures.blocks else self.speed.form(network, evaluations)
 
     def decode(self, latents: Tensor, request: Request) -> Tensor:
         """Scaled latents -> pixels `(B, 3, H, W)` in [0, 1]; in tiles where asked, or where memory runs out."""
@@ -199,7 +276,9 @@ class Model:
             return [("in one piece", 0)]
         if request.vae_tile:
             return [(f"in tiles of {request.vae_tile}", max(request.vae_tile // factor, 1))]
-        return [("in one piece", 0), *((f"in tiles of {pixels} pixels", pixels // factor) for pixels in TILES)]
+        tiles = [pixels for pixels in TILES if pixels <= (self.measures.tile or pixels)]
+        whole = [] if self.measures.tile else [("in one piece", 0)]
+        return [*whole, *((f"in tiles of {pixels} pixels", max(pixels // factor, 1)) for pixels in tiles)]
 
     def generate(
         self, prompt: str = "", *, progress: "Progress | None" = None, watch: "Watch | None" = None, **fields: Any
@@ -239,13 +318,18 @@ def load(
     ema: bool = False,
     offload: bool = False,
     weights: Weights = "auto",
+    speed: SpeedMode = "auto",
+    memory: str | int | None = None,
+    compile: Compile = "auto",  # noqa: A002
 ) -> Model:
     """Open a model.
 
     Args:
         source: a safetensors file, a diffusers folder, or None for the bundled model.
         device: `cpu`, `cuda`, `cuda:1`, `mps`; `auto` takes the best there is.
-        precision: `auto` is float32 on a CPU, float16 on CUDA and MPS.
+        precision: `auto` is what the device is made for: on a CPU bfloat16 where it multiplies that natively and the
+            model is large, else float32; on CUDA bfloat16 (Ampere and later), float16 (Volta, Turing) or float32; on
+            MPS float16.
         variant: of a folder's weight files, for example `fp16`.
         prediction: override what the file says it predicts: `epsilon`, `v`, `sample`.
         vae, unet, text_encoder: a file or folder from which this part comes instead.
@@ -253,11 +337,17 @@ def load(
         offload: keep one part at a time on the device.
         weights: packed weights (GGUF, 8-bit floats) stay `packed` in memory and are unpacked at every use, or are
             brought to their `full` size once; `auto` keeps them packed where that would take over half of the free
-            memory. The pictures are the same.
+            memory. The pictures are the same. `fp8`, `int8` and `int4` quantise the weights of the denoising network
+            and of the text encoders as they are opened, for a half or a quarter of the memory; pictures change.
+        speed: `auto` computes every layer in the way that is fastest on this machine, `plain` in torch's usual one.
+        memory: the most that weights and activations may take together: bytes, or text such as `6G`. Before each
+            picture the cheapest measures that keep below it are chosen; see docs/memory.md.
+        compile: `on` compiles the blocks that the denoising network repeats, which takes minutes the first time on a
+            machine; `auto` does so on CUDA once a model has drawn enough for it to repay, `off` never.
 
     Raises:
         CheckpointError: not there, broken, or of an unknown family.
-        RequestError: unknown device, precision or way to keep weights.
+        RequestError: unknown device, precision, way to keep weights or to compute, or when to compile.
     """
     path = bundled_path() if source is None else Path(source).expanduser()
     if source is not None and not path.exists():
@@ -267,13 +357,24 @@ def load(
         raise RequestError(f"unknown precision {precision!r}; known: auto, {', '.join(DTYPES)}")
     if weights not in WEIGHTS:
         raise RequestError(f"unknown way to keep weights {weights!r}; known: {', '.join(WEIGHTS)}")
-    automatic = torch.float32 if where.type == "cpu" else torch.float16
+    limit = None if memory is None else parse_size(memory)
+    if speed not in MODES:
+        raise RequestError(f"unknown speed {speed!r}; known: {', '.join(MODES)}")
+    if compile not in COMPILE:
+        raise RequestError(f"unknown time to compile {compile!r}; known: {', '.join(COMPILE)}")
     others = {"vae": vae, "unet": unet, "text_encoder": text_encoder}
     given = {name: Path(other).expanduser() for name, other in others.items() if other is not None}
     parts = load_parts(path, variant, ema=ema, **given)
     if prediction is not None:
         parts = parts.with_prediction(PARAMETERISATIONS[prediction])
-    return Model(parts, path, where, DTYPES.get(precision, automatic), offload=offload, weights=weights)
+    large = any(is_large(module) for module in parts.modules().values())
+    dtype = DTYPES[precision] if precision != "auto" else automatic_precision(where, large=large)
+    model = Model(
+        parts, path, where, dtype, offload=offload, weights=weights, speed=speed, memory=limit, compile=compile
+    )
+    if large:
+        model.speed.settle_threads()
+    return model
 
 
 def bundled_path() -> Path:

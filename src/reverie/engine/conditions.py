@@ -186,9 +186,12 @@ def _zeros(encoding: Encoding) -> Encoding:
     return Encoding(torch.zeros_like(encoding.hidden), pooled)
 
 
-def script_conditions(scripts: Sequence[Script], index: int) -> Conditions:
-    """The conditions of a batch at a step: those of its pictures, joined."""
-    each = [script.at(index) for script in scripts]
+def script_conditions(each: Sequence[tuple[Parts, Parts]]) -> Conditions:
+    """The conditions of a batch: those of its pictures, joined.
+
+    Args:
+        each: what `Script.at` a step says of every picture.
+    """
     positive, negative = (
         tuple(
             (parts[0][0], joined([cond for _, cond in parts]))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from reverie.adapters.attach import Attachment
 from reverie.engine import latents as latent_space
@@ -17,9 +17,11 @@ from reverie.engine.canvas import Canvas, spread
 from reverie.engine.conditions import Encoder, Script, Words, between, joined, networks_of, script_conditions
 from reverie.engine.equipment import Equipment
 from reverie.engine.noises import Noises, brownian, noises
+from reverie.engine.once import once
 from reverie.engine.plan import Pass, preset_of
 from reverie.engine.request import Request
 from reverie.engine.showing import shown, told
+from reverie.engine.slicing import sliced
 from reverie.errors import GenerationError
 from reverie.families.base import preconditioned
 from reverie.sampling.guidance import Clock, Conditions, Guidance, Guided, Parts, Weight, guided
@@ -53,11 +55,12 @@ class Kit:
     """A model and the adapters of a request: which of them a prompt asks for, and prompts encoded with them.
 
     Args:
+        evaluations: about how often the denoising network will be asked.
         named: whether LoRAs that prompts name are meant for this model.
     """
 
     def __init__(self, model: "Model", request: Request, evaluations: int, *, named: bool = True) -> None:
-        self._model, self._request, self._named = model, request, named
+        self._model, self._request, self._named, self.evaluations = model, request, named, evaluations
         self.equipment = Equipment(model, request, evaluations)
         self._encoders: dict[tuple[Attachment, ...], Encoder] = {}
 
@@ -311,23 +314,41 @@ def enlarged(model: "Model", before: Tensor, run: Pass, request: Request) -> Ten
 
 def _denoiser(job: Job, group: Sequence[Picture], run: Pass, begun: Beginning) -> tuple[Denoise, Denoise]:
     """What the sampler asks, and what it asks for the negative prompt alone (CFG++)."""
-    model, parts, request = run.model, run.model.parts, job.request
-    kit, clock = job.kits[model], Clock.of(run.path)
-    make = partial(
-        preconditioned, process=parts.process, parameterisation=parts.parameterisation, dtype=model.dtype,
-        told=run.told, guidance=run.guidance_scale if parts.guidance_told else None,
-    )  # fmt: skip
-    attachments = kit.attachments(_words(group[0].own, run).prompt)
-    network = model.network("unet", request.seamless)
-    predict = kit.equipment.predicting(network, attachments, clock, make)
-    denoise, unconditional = _answering(job, group, run, begun, predict)
+    denoise, unconditional = _answering(job, group, run, begun, _predicting(job, group, run))
     if begun.mask is not None and begun.known is not None:
         # what starts from noise alone has no picture under it yet
-        free = float("inf") if run.over else float(run.sigmas[0]) * (1 - 1e-6)
+        process, free = run.model.parts.process, float("inf") if run.over else float(run.sigmas[0]) * (1 - 1e-6)
         denoise, unconditional = (
-            masked(d, begun.mask, begun.known, begun.noise, parts.process, free) for d in (denoise, unconditional)
+            masked(d, begun.mask, begun.known, begun.noise, process, free) for d in (denoise, unconditional)
         )
     return watched(checked(denoise), lambda _, x0: job.tell(x0)), unconditional
+
+
+def _predicting(job: Job, group: Sequence[Picture], run: Pass) -> Predict:
+    """What the network of a pass says, with the adapters of its prompt."""
+    model, parts, request = run.model, run.model.parts, job.request
+    kit, clock = job.kits[model], Clock.of(run.path)
+    model.compiler.expect(run.evaluations)
+
+    def make(network: nn.Module) -> Predict:
+        runner = network if model.measures.blocks else model.compiler.runner(network, stays=not model.offload)
+        return preconditioned(
+            runner, parts.process, parts.parameterisation, model.dtype, told=run.told,
+            guidance=run.guidance_scale if parts.guidance_told else None,
+        )  # fmt: skip
+
+    attachments = kit.attachments(_words(group[0].own, run).prompt)
+
+    @cache
+    def with_adapters(network: Any) -> Predict:
+        return kit.equipment.predicting(network, attachments, clock, make)
+
+    def predict(x: Tensor, sigma: float, cond: Cond) -> Tensor:
+        # Asked for each time: with one part on the device at a time, encoding a prompt has put it off.
+        network = model.network("unet", request.seamless, evaluations=kit.evaluations)
+        return with_adapters(network)(x, sigma, cond)
+
+    return sliced(once(predict, parts.unet), parts.unet, model.measures.slices)
 
 
 def _answering(
@@ -389,11 +410,13 @@ def _conditions(job: Job, group: Sequence[Picture], run: Pass, guidance: Guidanc
                       own.negative if travel.negative_prompt is None else travel.negative_prompt)  # fmt: skip
         ends = Script(encoder, words, run, first_steps)
 
+    batched = cache(script_conditions)  # while the words stay, so do the tensors
+
     @cache
     def at(index: int) -> Conditions:
-        found = script_conditions(scripts, index)
+        found = batched(tuple(script.at(index) for script in scripts))
         if ends is not None:
-            found = _on_the_way(found, script_conditions([ends], index), group[0].travelled)
+            found = _on_the_way(found, batched((ends.at(index),)), group[0].travelled)
         single = len(found.negative) == 1 and found.negative[0][0] == 1
         if "empty" in guidance.needs or not single:
             found = replace(found, empty=joined([script.empty() for script in scripts]))

@@ -67,7 +67,7 @@ class Equipment:
         """The form of a network with LoRAs in it. The model keeps the last one of each part."""
         if not attachments:
             return network
-        key = (id(network), tuple(map(_made_of, sorted(attachments, key=Attachment.order))), self._evaluations)
+        key = (network, tuple(map(_made_of, sorted(attachments, key=Attachment.order))), self._evaluations)
         forms = self._model.forms
         if part not in forms or forms[part][0] != key:
             forms.pop(part, None)  # the memory of the last one first

@@ -12,7 +12,8 @@ Number = float | int | bool | str
 class Fields(BaseModel):
     """A frozen group of fields; an unknown one is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Validators are made at the first request: `--help` needs none.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class Written(Fields):

@@ -120,11 +120,11 @@ def batches(
     """
     from reverie.engine.image import fingerprint
 
-    scale = model.upscaler(request.upscaler).scale if request.upscaler not in {None, "none"} else 1
-    canvas = prepare(request, model.parts.vae.config.factor, scale) if draws_over(model, request) else None
-    passes = _passes(model, request, canvas)
-    groups = _grouped(request, passes, pictures_of(request) if pictures is None else pictures)
-    done, total = 0, sum(run.evaluations for run in passes) * len(groups)
+    if model.memory is not None:
+        from reverie.engine.budget import fit  # for those who set a limit
+
+        fit(model, request, model.memory, prepared)
+    done, total = 0, 0
 
     def tell(x0: Tensor) -> None:
         nonlocal done, total
@@ -135,12 +135,8 @@ def batches(
         if watch:
             watch(done, total, x0)
 
-    models = {each.model for run in passes for each in (run, run.then) if each is not None}
-    asked = sum(run.evaluations for run in passes) * len(groups)
-    kits = {
-        each: Kit(each, request if each is model else _bare(request), asked, named=each is model) for each in models
-    }
-    job = Job(model, request, canvas, passes, kits, tell)
+    job, groups = prepared(model, request, pictures=pictures, tell=tell)
+    total = sum(run.evaluations for run in job.passes) * len(groups)
     made_by = fingerprint(model)
     if request.refine is not None:
         made_by |= {"refiner_hash": fingerprint(model.successor(request.refine.model))["hash"]}
@@ -148,8 +144,34 @@ def batches(
         own = (picture.own for picture in group)
         for part in _halved(job, group):
             latents, pixels = part
-            used = made_by | kits[model].used(group[0].own)
+            used = made_by | job.kits[model].used(group[0].own)
             yield Result(pixels, latents.cpu(), request, (used,) * len(pixels), tuple(islice(own, len(pixels))))
+
+
+def prepared(
+    model: "Model",
+    request: Request,
+    kit: type[Kit] = Kit,
+    *,
+    pictures: Sequence[Picture] | None = None,
+    tell: Callable[[Tensor], None] = lambda x0: None,
+) -> tuple[Job, list[list[Picture]]]:
+    """What is drawn for a resolved request, and which of its pictures together.
+
+    Args:
+        kit: what adapters come in.
+        pictures, tell: see `batches` and `Job`.
+    """
+    scale = model.upscaler(request.upscaler).scale if request.upscaler not in {None, "none"} else 1
+    canvas = prepare(request, model.parts.vae.config.factor, scale) if draws_over(model, request) else None
+    passes = _passes(model, request, canvas)
+    groups = _grouped(request, passes, pictures_of(request) if pictures is None else pictures, model.measures.batch)
+    models = {each.model for run in passes for each in (run, run.then) if each is not None}
+    asked = sum(run.evaluations for run in passes) * len(groups)
+    kits = {
+        each: kit(each, request if each is model else _bare(request), asked, named=each is model) for each in models
+    }
+    return Job(model, request, canvas, passes, kits, tell), groups
 
 
 def _passes(model: "Model", request: Request, canvas: Canvas | None) -> tuple[Pass, ...]:
@@ -166,10 +188,16 @@ def _passes(model: "Model", request: Request, canvas: Canvas | None) -> tuple[Pa
     return last if second is None else (first, *last)
 
 
-def _grouped(request: Request, passes: tuple[Pass, ...], pictures: Sequence[Picture]) -> list[list[Picture]]:
-    """Pictures that are drawn together: as many as the batch size says, where their prompts have the same parts."""
+def _grouped(
+    request: Request, passes: tuple[Pass, ...], pictures: Sequence[Picture], most: int | None
+) -> list[list[Picture]]:
+    """Pictures that are drawn together: as many as the batch size says, where their prompts have the same parts.
+
+    Args:
+        most: of them at once; None for no bound.
+    """
     alone = request.travel is not None or any(run.sampler.adaptive for run in passes)
-    size = 1 if alone else request.batch_size
+    size = 1 if alone else min(request.batch_size, most or request.batch_size)
     groups: list[list[Picture]] = []
     for picture in pictures:
         if groups and len(groups[-1]) < size and _like(groups[-1][-1].own, picture.own):

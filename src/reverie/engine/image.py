@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from reverie.checkpoint.quantising import PACKINGS
 from reverie.checkpoint.save import write_atomically
 from reverie.engine.bundle import Model, bundled_path
 from reverie.engine.hashes import hash_paths
@@ -64,8 +65,14 @@ def _as_picture(image: Image.Image) -> Picture:
 
 def _format(fp: Any, name: str | None) -> str:
     """The format's name in PIL; empty if it cannot be told, which PIL reports itself."""
-    ending = Path(str(getattr(fp, "name", fp))).suffix.lower()
-    return (name or Image.registered_extensions().get(ending, "")).upper()
+    return (name or _kind(Path(str(getattr(fp, "name", fp)))) or "").upper()
+
+
+def _kind(path: Path) -> str | None:
+    """The format in PIL of an ending. The common ones first: asking for all makes PIL import some 45 modules."""
+    Image.preinit()
+    ending = path.suffix.lower()
+    return Image.EXTENSION.get(ending) or Image.registered_extensions().get(ending)
 
 
 def save_image(image: Image.Image, path: Path, *, metadata: bool = True) -> None:
@@ -91,18 +98,23 @@ def picture_format(path: Path) -> str:
     Raises:
         RequestError: an ending that no picture format has.
     """
-    kind = Image.registered_extensions().get(path.suffix.lower())
+    kind = _kind(path)
     if kind is None or kind not in Image.SAVE:
         raise RequestError(f"{path} has no picture ending that can be written; use .png, .jpg or .webp")
     return kind
 
 
 def fingerprint(model: Model) -> dict[str, str]:
-    """Name, source and SHA-256 of a model, for metadata."""
+    """Name, source and SHA-256 of a model, for metadata; and what makes its numbers others than in float32: the
+    precision that it computes in, and how its weights are quantised.
+    """
     files = sorted({path for paths in model.parts.identity.files.values() for path in paths})
     name = model.source.stem if model.source.is_file() else model.source.name
     source = BUNDLED_SOURCE if model.source == bundled_path() else str(model.source)
-    return {"name": name, "source": source, "family": model.parts.identity.family, "hash": hash_paths(files)}
+    told = {"name": name, "source": source, "family": model.parts.identity.family, "hash": hash_paths(files)}
+    told |= {"weights": model.weights} if model.weights in PACKINGS else {}
+    precision = str(model.dtype).removeprefix("torch.")
+    return told | ({} if precision == "float32" else {"precision": precision})
 
 
 def _picture_hashes(request: Request) -> dict[str, str]:

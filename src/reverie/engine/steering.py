@@ -1,6 +1,6 @@
 """Pictures that steer a drawing: ControlNets, T2I-Adapters, references, picture prompts. Found, opened, in place."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -351,6 +351,28 @@ class Steerer:
         """For the metadata of pictures: what was used, and its SHA-256."""
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
         self.used[f"{kind}: {_stem(path)}"] = digest or hash_paths(files)
+
+
+def opened_networks(model: "Model", request: Request) -> Iterator[tuple[str, extras.Control | None, nn.Module]]:
+    """The networks of a request's controls and picture prompts, opened where they are, with the control of each.
+
+    A T2I-Adapter and what makes tokens of pictures are asked once a picture, not at every step: no control is said.
+
+    Raises:
+        RequestError, CheckpointError: as `Steerer`.
+    """
+    steerer = Steerer(model, request, Library.of_environment())
+    for control in request.controls:
+        if control.kind in REFERENCES:
+            continue
+        path = steerer._net_path(control)
+        net = model.opened.get("control net", path, steerer._open_net)
+        name = f"control: {_stem(path)}"
+        yield (name, None, net) if isinstance(net, T2IAdapter) else (name, control, net.network)
+    for prompt in request.image_prompts:
+        path = steerer._picture_path(prompt)
+        adapter = model.opened.get("IP-Adapter", path, steerer._open_picture_adapter)
+        yield f"image prompt: {_stem(path)}", None, adapter.network if isinstance(adapter, IpAdapter) else adapter
 
 
 def _together(controls: Sequence[Control]) -> tuple[Control, ...]:

@@ -75,10 +75,16 @@ class PixelAttention(Attention):
         super().__init__(width, 1, qkv_bias=True)
         self.group_norm = nn.GroupNorm(groups, width, eps=NORM_EPS)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, taps: Taps | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        taps: Taps | None = None,
+        known: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """`(B, width, h, w)` -> `(B, width, h, w)`."""
         y = self.group_norm(x).flatten(2).transpose(1, 2)
-        y = super().forward(y, context, taps)
+        y = super().forward(y, context, taps, known)
         return x + y.transpose(1, 2).reshape(x.shape)
 
 

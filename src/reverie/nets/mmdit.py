@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reverie.errors import RequestError
+from reverie.nets.attention import Attend, attention
 from reverie.nets.blocks import TimestepEmbedding, timestep_embedding
 from reverie.types import BeyondTap, Taps
 
@@ -160,6 +161,7 @@ class PictureProjections(nn.Module):
 
     Attributes:
         path: the name of this layer in its network, by which it is tapped; set by the network.
+        attend: how attention is computed; forms of a network have another (`nets/ways.py`).
     """
 
     def __init__(self, config: MMDiTConfig) -> None:
@@ -167,6 +169,7 @@ class PictureProjections(nn.Module):
         width = config.width
         self.heads = config.heads
         self.path = ""
+        self.attend: Attend = attention
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
@@ -199,7 +202,7 @@ class PictureAttention(PictureProjections):
 
     def forward(self, x: Tensor, taps: Taps | None = None) -> Tensor:
         """`(B, N, width)` -> `(B, N, width)`."""
-        seen = F.scaled_dot_product_attention(*self.project(x))
+        seen = self.attend(*self.project(x))
         return self.tapped(x, None, self.merged(seen), taps)
 
 
@@ -232,7 +235,7 @@ class JointAttention(PictureProjections):
         """
         pairs = zip(self.project(x), self.project_text(text), strict=True)
         q, k, v = (torch.cat(pair, dim=2) for pair in pairs)
-        seen = F.scaled_dot_product_attention(q, k, v)
+        seen = self.attend(q, k, v)
         count = x.shape[1]
         read: Tensor = self.to_add_out(seen[:, :, count:].transpose(1, 2).flatten(2))
         return self.tapped(x, text, self.merged(seen[:, :, :count]), taps), read

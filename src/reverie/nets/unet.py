@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reverie.errors import RequestError
-from reverie.nets.attention import Attention, SpatialTransformer, TransformerBlock
+from reverie.nets.attention import Attention, SpatialTransformer, TransformerBlock, each
 from reverie.nets.blocks import (
     Downsample,
     ResnetBlock,
@@ -122,7 +122,7 @@ class DownBlock(nn.Module):
         for j, resnet in enumerate(self.resnets):
             if j not in steps:
                 continue
-            x = resnet(x, time)
+            x = resnet(x, time[: len(x)])
             if self.attentions is not None:
                 x = self.attentions[j](x, context, taps)
             if taps:
@@ -152,7 +152,7 @@ class MidBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, context: Tensor, taps: Taps | None = None) -> Tensor:
         """`(B, C, h, w)` -> `(B, C, h, w)`."""
-        x = self.resnets[0](x, time)
+        x = self.resnets[0](x, time[: len(x)])
         if self.attentions is not None:
             x = self.resnets[1](self.attentions[0](x, context, taps), time)
         return x
@@ -346,11 +346,12 @@ class UNet(Encoder):
         """
         time = self.timed(x, timesteps, vector, guidance)
         near, tap = self._tapped(taps)
-        skips = self.lowered([self.conv_in(x)], near, time, context, taps)
+        first = self.conv_in(x[: len(x) // self._copies(taps)])
+        skips = self.lowered([first], near, time, context, taps)
 
         def beyond() -> Tensor:
             every = self.lowered(skips, self.maps, time, context, taps)
-            y = self.middle(every[-1], time, context, taps)
+            y = each(self.middle(every[-1], time, context, taps), len(x))
             y = taps.plus("mid_block", y) if taps else y
             return self._raised(y, every, near, time, context, taps)
 
@@ -358,6 +359,12 @@ class UNet(Encoder):
         x = self._raised(x, skips, 0, time, context, taps)
         result: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
         return result
+
+    def _copies(self, taps: Taps | None) -> int:
+        """How many equal parts the batch begins as: more than one where no tap looks before the context does."""
+        if not taps or taps.attention or taps.bypass or taps.added or taps.features or taps.merging:
+            return 1
+        return taps.copies
 
     def _tapped(self, taps: Taps | None) -> "tuple[int, BeyondTap | None]":
         """How many maps are on this side of `Taps.beyond`, all where it is not used; and what answers for the rest."""
@@ -375,9 +382,9 @@ class UNet(Encoder):
         self, x: Tensor, skips: list[Tensor], left: int, time: Tensor, context: Tensor, taps: Taps | None
     ) -> Tensor:
         """The way up over the last of these maps, until `left` of them are left."""
-        there = list(skips)
+        there = [each(skip, len(context)) for skip in skips]
         if taps:
-            there[left:] = [taps.plus(f"skips.{left + i}", skip) for i, skip in enumerate(skips[left:])]
+            there[left:] = [taps.plus(f"skips.{left + i}", skip) for i, skip in enumerate(there[left:])]
         upto = self.maps  # blocks take them from the last
         for block, steps in _stages(self.up_blocks):
             todo = range(max(upto - len(skips), 0), min(upto - left, steps))

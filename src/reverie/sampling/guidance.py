@@ -26,6 +26,8 @@ from reverie.types import Asked, Cond, Predict, Taps
 
 CLOSE = 1e-6  # relative; sigmas that differ less are one: float32's rounding is 6e-8, neighbours differ by 1e-3
 
+CONTEXTS = 16  # joined contexts that a run keeps; prompts that change at every step make new ones
+
 Parts = tuple[tuple[float, Cond], ...]
 Role = Literal["positive", "negative", "empty", "image_negative"]
 
@@ -163,12 +165,16 @@ BASES: dict[Role, Role] = {"positive": "negative", "negative": "empty"}
 OPTIONAL = ("vector", "channels", "control")
 
 
-def cat(conds: Sequence[Cond]) -> Cond:
-    """Conditions as one batch: every field joined on the batch axis. They fit together, as `alike` says."""
+def cat(conds: Sequence[Cond], context: Tensor | None = None) -> Cond:
+    """Conditions as one batch: every field joined on the batch axis. They fit together, as `alike` says.
+
+    Args:
+        context: their contexts, where they are joined already.
+    """
     first = conds[0]
     if len(conds) == 1:
         return first
-    context = torch.cat([cond.context for cond in conds])
+    context = torch.cat([cond.context for cond in conds]) if context is None else context
     vector, channels, control = (_joined([getattr(cond, name) for cond in conds]) for name in OPTIONAL)
     images = tuple(torch.cat(tokens) for tokens in zip(*(cond.images for cond in conds), strict=True))
     return Cond(context, vector, channels, first.taps, images, control)
@@ -222,6 +228,17 @@ class _Run:
     clock: Clock
     parameterisation: Parameterisation
     memory: dict[Hashable, Tensor] = field(default_factory=dict)
+    contexts: dict[tuple[int, ...], tuple[list[Tensor], Tensor]] = field(default_factory=dict)
+
+    def joined(self, conds: Sequence[Cond]) -> Cond:
+        """`cat`; the same contexts give the same tensor every time, by which the network knows them again."""
+        parts = [cond.context for cond in conds]
+        key = tuple(map(id, parts))
+        if key not in self.contexts:
+            if len(self.contexts) == CONTEXTS:
+                del self.contexts[next(iter(self.contexts))]
+            self.contexts[key] = parts, cat(conds).context  # the parts are kept, or another could get the same id
+        return cat(conds, self.contexts[key][1])
 
 
 class Answers:
@@ -383,7 +400,7 @@ class Answers:
 
     def _evaluate(self, conds: list[Cond]) -> None:
         """Ask the network about `conds`, which are alike, as one batch."""
-        guidance, together = self._run.guidance, cat(conds)
+        guidance, together = self._run.guidance, self._run.joined(conds)
         maps: dict[str, Tensor] = {}
         taps = recording(guidance.record, maps).with_(guidance.taps).with_(together.taps or Taps())
         tapping = bool(taps.attention or taps.bypass or taps.skips or taps.added or taps.features)

@@ -12,9 +12,9 @@ import binascii
 import json
 import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ SENTINELS = 100  # ids that T5 has after those of its spiece.model, `<extra_id_9
 SPACE = "▁"  # SentencePiece's mark of a space
 FILES = ("tokenizer.json", "spiece.model")  # in this order, as transformers prefers them
 PUBLISHED = Path(__file__).parent / "t5" / "spiece.model"
+SIZE = 32_100  # ids of the published vocabulary: 32,000 pieces and the sentinels
+PUBLISHED_PAD, PUBLISHED_EOS = 0, 1
 
 # sentencepiece_model.proto: numbers of the fields, kinds of pieces, model type.
 _PIECES, _TRAINER, _NORMALIZER = 1, 2, 3  # of ModelProto
@@ -42,16 +44,21 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # of tokenizers.Adde
 class T5Tokenizer:
     """Text to ids and back, with one vocabulary. Immutable; safe to share between threads.
 
-    eos, pad: the ids that frame a prompt. vocab_size: ids are below it.
+    It is put together when the first text comes: opening a model does not wait for that.
+
+    make: gives the library's tokenizer. eos, pad: the ids that frame a prompt. vocab_size: ids are below it.
     """
 
-    def __init__(self, model: Tokenizer, *, eos: int, pad: int, max_length: int = LENGTH):
+    def __init__(self, make: Callable[[], Tokenizer], *, eos: int, pad: int, vocab_size: int, max_length: int = LENGTH):
         if max_length < 2:
             raise InputError(f"A prompt of {max_length} ids has no room for a word: give at least 2 ids.")
-        self._model = model
-        self.eos, self.pad = eos, pad
+        self._make = make
+        self.eos, self.pad, self.vocab_size = eos, pad, vocab_size
         self.max_length = max_length
-        self.vocab_size: int = model.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def _model(self) -> Tokenizer:
+        return self._make()
 
     @staticmethod
     def published(*, max_length: int = LENGTH) -> "T5Tokenizer":
@@ -62,12 +69,14 @@ class T5Tokenizer:
     def read(cls, path: Path, *, max_length: int = LENGTH) -> "T5Tokenizer":
         """Read a tokenizer folder (`tokenizer.json` or `spiece.model` in it), or one of these files.
 
-        Raises CheckpointError where it is missing, broken or of another kind.
+        Raises CheckpointError where it is missing, broken or of another kind; the first text does where the library
+        cannot make a tokenizer of it.
         """
         file = _find(path)
-        vocabulary = _from_spiece(file) if file.suffix == ".model" else _from_json(file)
-        model = _build(vocabulary, file)
-        return cls(model, eos=vocabulary.id_of(EOS), pad=vocabulary.id_of(PAD), max_length=max_length)
+        vocabulary = _checked(file)
+        size = len({text for text, _ in vocabulary.pieces} | {token.content for token in vocabulary.added.values()})
+        eos, pad = vocabulary.id_of(EOS), vocabulary.id_of(PAD)
+        return cls(partial(_build, vocabulary, file), eos=eos, pad=pad, vocab_size=size, max_length=max_length)
 
     def encode(self, text: str) -> list[int]:
         """Give the ids of the words alone, as many as there are. Raises InputError for half a character."""
@@ -263,14 +272,17 @@ def _varint(view: memoryview, at: int) -> tuple[int, int]:
     raise ValueError(f"a number of more than 64 bits at byte {at}")
 
 
-def _build(vocabulary: _Vocabulary, file: Path) -> Tokenizer:
-    """Make the tokenizer of a vocabulary.
-
-    Raises CheckpointError where it is none of T5, or would make the library panic.
-    """
+def _checked(file: Path) -> _Vocabulary:
+    """Read a vocabulary. Raises CheckpointError where it is none of T5, or would make the library panic."""
+    vocabulary = _from_spiece(file) if file.suffix == ".model" else _from_json(file)
     _check_pieces(vocabulary.pieces, file)
     if vocabulary.charsmap:
         _check_charsmap(vocabulary.charsmap, file)
+    return vocabulary
+
+
+def _build(vocabulary: _Vocabulary, file: Path) -> Tokenizer:
+    """Make the tokenizer of a vocabulary. Raises CheckpointError where the library cannot."""
     try:
         # The library promises no class of error for texts that are none or rules that it cannot read.
         model = Tokenizer(Unigram(vocabulary.pieces, unk_id=vocabulary.id_of(UNKNOWN), byte_fallback=False))
@@ -338,5 +350,10 @@ def _stays_inside(units: Sequence[int], texts: bytes) -> bool:
 
 
 @cache
+def _published_model() -> Tokenizer:
+    return _build(_checked(PUBLISHED), PUBLISHED)
+
+
+@cache
 def _published(max_length: int) -> T5Tokenizer:
-    return T5Tokenizer.read(PUBLISHED, max_length=max_length)
+    return T5Tokenizer(_published_model, eos=PUBLISHED_EOS, pad=PUBLISHED_PAD, vocab_size=SIZE, max_length=max_length)

@@ -6,9 +6,9 @@ The rules are those of `transformers.CLIPTokenizer`, against which tests/parity 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ EOS = "<|endoftext|>"
 LENGTH = 77  # context_length of the published CLIP models; Stable Diffusion 1, 2 and XL keep it
 WORD_END = "</w>"
 MERGES = Path(__file__).parent / "clip" / "merges.txt"
+SIZE = 49_408  # ids of the published vocabulary: 512 symbols, 48,894 merges, BOS and EOS
 
 # What one word is: openai/CLIP simple_tokenizer.py, the pattern of SimpleTokenizer.
 _WORD = (
@@ -35,7 +36,7 @@ _DEFAULTS = {"bos_token": BOS, "eos_token": EOS, "unk_token": EOS, "pad_token": 
 _FLAGS = ("lstrip", "rstrip", "single_word", "normalized")  # of tokenizers.AddedToken
 
 KEPT = 4  # vocabularies
-_MODELS: dict[tuple[str, ...], BPE] = {}
+_VOCABULARIES: dict[tuple[str, ...], "_Vocabulary"] = {}
 
 Merges = list[tuple[str, str]]
 
@@ -57,16 +58,23 @@ class Encoded:
 class ClipTokenizer:
     """Text to ids and back, with one vocabulary. Immutable; safe to share between threads.
 
-    bos, eos, pad: the ids that frame a prompt. vocab_size: ids are below it.
+    Its pairs are put together when the first text comes: opening a model does not wait for that.
+
+    make: gives the library's tokenizer. bos, eos, pad: the ids that frame a prompt. vocab_size: ids are below it.
     """
 
-    def __init__(self, model: Tokenizer, *, bos: int, eos: int, pad: int, max_length: int = LENGTH):
+    def __init__(
+        self, make: Callable[[], Tokenizer], *, bos: int, eos: int, pad: int, vocab_size: int, max_length: int = LENGTH
+    ):
         if max_length < 3:
             raise InputError(f"A prompt of {max_length} ids has no room for a word: give at least 3 ids.")
-        self._model = model
-        self.bos, self.eos, self.pad = bos, eos, pad
+        self._make = make
+        self.bos, self.eos, self.pad, self.vocab_size = bos, eos, pad, vocab_size
         self.max_length = max_length
-        self.vocab_size: int = model.get_vocab_size(with_added_tokens=True)
+
+    @cached_property
+    def _model(self) -> Tokenizer:
+        return self._make()
 
     @staticmethod
     def published(*, pad: str = EOS, max_length: int = LENGTH) -> "ClipTokenizer":
@@ -81,12 +89,15 @@ class ClipTokenizer:
         """Read a transformers folder: tokenizer.json, or vocab.json with merges.txt, and the settings beside.
 
         max_length: the ids of a prompt; without it what tokenizer_config.json says, else 77.
-        Raises CheckpointError where a file is missing or broken.
+        Raises CheckpointError where a file is missing or broken; of the merges the first text does.
         """
-        settings = _Settings.read(folder)
-        model, ids = _build(_read_model(folder, settings), settings, where=str(folder))
-        bos, eos, pad = (ids[name] for name in ("bos_token", "eos_token", "pad_token"))
-        return cls(model, bos=bos, eos=eos, pad=pad, max_length=max_length or settings.max_length)
+        settings, where = _Settings.read(folder), str(folder)
+        vocabulary = _read_vocabulary(folder, settings)
+        known = {token.content: i for i, token in settings.added.items()} | vocabulary.ids
+        bos, eos, pad = _named_ids(known, settings, where)
+        length = max_length or settings.max_length
+        make = partial(_build, vocabulary, settings, where)
+        return cls(make, bos=bos, eos=eos, pad=pad, vocab_size=len(known), max_length=length)
 
     def encode(self, text: str) -> list[int]:
         """Give the ids of the words alone, as many as there are. Raises InputError for half a character."""
@@ -272,7 +283,32 @@ def _read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
     return content
 
 
-def _read_model(folder: Path, settings: _Settings) -> BPE:
+@dataclass(eq=False)
+class _Vocabulary:
+    """Ids by text, and the merges, which are looked at when they are needed.
+
+    unknown: what stands for a byte that is in no vocabulary. where: for messages.
+    """
+
+    ids: dict[str, int]
+    merges: Callable[[], Merges]
+    unknown: str
+    where: str
+
+    @cached_property
+    def pairs(self) -> BPE:
+        """The library's byte-pair model."""
+        merges = self.merges()
+        try:
+            # The library promises no class of error for a merge whose parts or result have no id.
+            return BPE(vocab=self.ids, merges=merges, unk_token=self.unknown, end_of_word_suffix=WORD_END)
+        except Exception as error:
+            raise CheckpointError(
+                f"The merges of {self.where} do not belong to its vocabulary ({error}): get both files again."
+            ) from None
+
+
+def _read_vocabulary(folder: Path, settings: _Settings) -> _Vocabulary:
     """Read ids and merges, from tokenizer.json where there is one: transformers prefers it too.
 
     The last few are kept by what is in the files: a second load, or the second encoder of SDXL, makes none again.
@@ -280,26 +316,26 @@ def _read_model(folder: Path, settings: _Settings) -> BPE:
     whole = folder / "tokenizer.json"
     paths = [whole] if whole.exists() else [folder / "vocab.json", folder / "merges.txt"]
     key = (*map(_read_text, paths), settings.unknown)
-    if key not in _MODELS:
-        if len(_MODELS) >= KEPT:
-            _MODELS.pop(next(iter(_MODELS)))
+    if key not in _VOCABULARIES:
+        if len(_VOCABULARIES) >= KEPT:
+            _VOCABULARIES.pop(next(iter(_VOCABULARIES)))
         read = _of_whole if whole.exists() else _of_two
-        _MODELS[key] = _model(*read(*paths), settings, where=str(folder))
-    return _MODELS[key]
+        _VOCABULARIES[key] = _Vocabulary(*read(*paths), settings.unknown, str(folder))
+    return _VOCABULARIES[key]
 
 
-def _of_whole(path: Path) -> tuple[dict[str, int], Merges]:
+def _of_whole(path: Path) -> tuple[dict[str, int], Callable[[], Merges]]:
     model = _read_json(path).get("model")
     if not isinstance(model, dict) or not {"vocab", "merges"} <= model.keys():
         raise CheckpointError(
             f"{path} has no byte-pair model with vocab and merges: expected a CLIP tokenizer; "
             "remove the file to use vocab.json and merges.txt."
         )
-    return _check_vocab(model["vocab"], path), _check_merges(model["merges"], path)
+    return _check_vocab(model["vocab"], path), partial(_check_merges, model["merges"], path)
 
 
-def _of_two(vocab: Path, merges: Path) -> tuple[dict[str, int], Merges]:
-    return _check_vocab(_read_json(vocab), vocab), _read_merges(merges)
+def _of_two(vocab: Path, merges: Path) -> tuple[dict[str, int], Callable[[], Merges]]:
+    return _check_vocab(_read_json(vocab), vocab), partial(_merges_of, _read_text(merges), merges)
 
 
 def _check_vocab(vocab: Any, path: Path) -> dict[str, int]:
@@ -312,10 +348,10 @@ def _check_vocab(vocab: Any, path: Path) -> dict[str, int]:
     return dict(vocab)
 
 
-def _read_merges(path: Path) -> Merges:
-    """Read merges.txt: one pair a line, in the order of their rank, with `#version` lines between."""
+def _merges_of(text: str, path: Path) -> Merges:
+    """Read a merges.txt: one pair a line, in the order of their rank, with `#version` lines between."""
     # Only at the line feed: `splitlines` would also split at characters that stand for bytes.
-    lines = _read_text(path).replace("\r\n", "\n").removesuffix("\n").split("\n")
+    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     return _check_merges([line for line in lines if line[:8] != "#version"], path)
 
 
@@ -333,19 +369,20 @@ def _check_merges(merges: Any, path: Path) -> Merges:
     return pairs
 
 
-def _model(vocab: dict[str, int], merges: Merges, settings: _Settings, *, where: str) -> BPE:
-    try:
-        # The library promises no class of error for a merge whose parts or result have no id.
-        return BPE(vocab=vocab, merges=merges, unk_token=settings.unknown, end_of_word_suffix=WORD_END)
-    except Exception as error:
-        raise CheckpointError(
-            f"The merges of {where} do not belong to its vocabulary ({error}): get both files again."
-        ) from None
+def _named_ids(known: dict[str, int], settings: _Settings, where: str) -> list[int]:
+    """Give the ids of BOS, EOS and padding. Raises CheckpointError for a named token that has no id."""
+    for name, token in settings.named.items():
+        if token.content not in known:
+            raise CheckpointError(
+                f"The vocabulary of {where} has no {token.content!r}, which its {name} names: "
+                "get vocab.json and tokenizer_config.json of one model."
+            )
+    return [known[settings.named[name].content] for name in ("bos_token", "eos_token", "pad_token")]
 
 
-def _build(pairs: BPE, settings: _Settings, *, where: str) -> tuple[Tokenizer, dict[str, int]]:
-    """Make the tokenizer, and the ids of its named special tokens."""
-    model = Tokenizer(pairs)
+def _build(vocabulary: _Vocabulary, settings: _Settings, where: str) -> Tokenizer:
+    """Make the tokenizer."""
+    model = Tokenizer(vocabulary.pairs)
     model.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
@@ -357,8 +394,7 @@ def _build(pairs: BPE, settings: _Settings, *, where: str) -> tuple[Tokenizer, d
     )
     model.decoder = decoders.ByteLevel()
     _add_tokens(model, settings, where)
-    ids = {name: model.token_to_id(token.content) for name, token in settings.named.items()}
-    return model, {name: i for name, i in ids.items() if i is not None}
+    return model
 
 
 def _add_tokens(model: Tokenizer, settings: _Settings, where: str) -> None:
@@ -372,12 +408,7 @@ def _add_tokens(model: Tokenizer, settings: _Settings, where: str) -> None:
                 "the vocabulary and the added tokens belong to different models; get the folder again."
             )
     added = {token.content for token in settings.added.values()}
-    for name, token in settings.named.items():
-        if model.token_to_id(token.content) is None:
-            raise CheckpointError(
-                f"The vocabulary of {where} has no {token.content!r}, which its {name} names: "
-                "get vocab.json and tokenizer_config.json of one model."
-            )
+    for token in settings.named.values():
         if token.content not in added:
             model.add_tokens([_flagged(token, special=True)])
 
@@ -400,21 +431,24 @@ def _byte_symbols() -> list[str]:
 
 
 @cache
-def _published_vocabulary() -> tuple[dict[str, int], Merges]:
+def _published_vocabulary() -> _Vocabulary:
     """Ids and merges; the ids follow from the merges (openai/CLIP simple_tokenizer.py, `SimpleTokenizer`)."""
-    merges = _read_merges(MERGES)
+    merges = _merges_of(_read_text(MERGES), MERGES)
     symbols = _byte_symbols()
     ends = [symbol + WORD_END for symbol in symbols]
     texts = [*symbols, *ends, *(first + second for first, second in merges), BOS, EOS]
-    return {text: i for i, text in enumerate(texts)}, merges
+    ids = {text: i for i, text in enumerate(texts)}
+    return _Vocabulary(ids, lambda: merges, EOS, "the CLIP vocabulary of this package")
 
 
 @cache
 def _published(pad: str, max_length: int) -> ClipTokenizer:
-    """Build the published tokenizer."""
-    vocab, merges = _published_vocabulary()
+    """The published tokenizer, which pads with EOS or a symbol."""
     named = {name: AddedToken(text, special=True) for name, text in (_DEFAULTS | {"pad_token": pad}).items()}
-    settings, where = _Settings(named, {}), "the CLIP vocabulary of this package"
-    model, ids = _build(_model(vocab, merges, settings, where=where), settings, where=where)
-    bos, eos, padding = (ids[name] for name in ("bos_token", "eos_token", "pad_token"))
-    return ClipTokenizer(model, bos=bos, eos=eos, pad=padding, max_length=max_length)
+    padding = SIZE - 1 if pad == EOS else _byte_symbols().index(pad)
+
+    def make() -> Tokenizer:
+        vocabulary = _published_vocabulary()
+        return _build(vocabulary, _Settings(named, {}), vocabulary.where)
+
+    return ClipTokenizer(make, bos=SIZE - 2, eos=SIZE - 1, pad=padding, vocab_size=SIZE, max_length=max_length)

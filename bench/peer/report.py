@@ -1,0 +1,97 @@
+"""The figures in Markdown."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from peer.load import QUIET
+from peer.variants import MEASURES, REFERENCE, VARIANTS
+
+Figures = Mapping[str, Any]
+
+
+def report(figures: Figures, machine: Mapping[str, Any]) -> str:
+    """A table for each thing that was measured, in the order of `MEASURES`, and where and with what."""
+    parts = [table(name, figures) for name in MEASURES if figures.get(name)]
+    return "\n\n".join([*parts, note(figures, machine)])
+
+
+def table(name: str, figures: Figures) -> str:
+    """One thing that was measured, a row a program; those that failed with the reason."""
+    found, measure = figures[name], MEASURES[name]
+    columns = columns_of(measure.kind)
+    lines = [f"### {measure.title}", "", f"| | {' | '.join(columns)} |", f"|---|{'---:|' * len(columns)}"]
+    for variant in (variant for variant in VARIANTS if variant in found):
+        own = found[variant]
+        if "failed" in own:
+            lines.append(f"| {variant} | {own['failed']} |{' |' * (len(columns) - 1)}")
+            continue
+        lines.append(f"| {variant} | {' | '.join(cells(name, own, figures))} |")
+    return "\n".join(lines)
+
+
+def columns_of(kind: str) -> tuple[str, ...]:
+    """The headings."""
+    if kind == "picture":
+        return "s (least–most)", "times diffusers", "first step s", "own GB", "total GB", "error", "computed in"
+    return "s (least–most)", "times diffusers", "of the peak", "first s", "computed in"
+
+
+def cells(name: str, own: Mapping[str, Any], figures: Figures) -> list[str]:
+    """What stands in a row."""
+    kind, seconds = MEASURES[name].kind, own["seconds"]
+    mark = "\\*" if (own.get("foreign") or 0) > QUIET else ""
+    timed = f"{number(seconds['median'])} ({number(seconds['min'])}–{number(seconds['max'])}){mark}"
+    faster = ratio(figures[name].get(REFERENCE, {}), own)
+    if kind == "picture":
+        middle = [shown(own.get(key)) for key in ("first", "own GB", "total GB")]
+        error = own.get("error")
+        return [timed, faster, *middle, "" if error is None else f"{error:.1e}", own.get("note", "")]
+    return [timed, faster, fraction(name, own, figures), shown(own.get("first")), own.get("note", "")]
+
+
+def ratio(reference: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """How many times faster than the reference of the same run; empty where that was not measured."""
+    if "seconds" not in reference or reference["run"] != own["run"]:
+        return ""
+    return f"{reference['seconds']['median'] / own['seconds']['median']:.2f}"
+
+
+def fraction(name: str, own: Mapping[str, Any], figures: Figures) -> str:
+    """Of the device's measured peak in the type that was computed in; empty where one of these is not known."""
+    measure = MEASURES[name]
+    tera = figures.get("work", {}).get(name)
+    top = figures.get("peak", {}).get(own.get("note"))
+    if tera is None or not top or measure.kind == "picture":
+        return ""
+    return f"{tera / own['seconds']['median'] / top:.0%}"
+
+
+def shown(value: Mapping[str, float] | None) -> str:
+    """A median."""
+    return "" if value is None else number(value["median"])
+
+
+def number(value: float) -> str:
+    """Three digits."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value < 10 else f"{value:.1f}"
+
+
+def note(figures: Figures, machine: Mapping[str, Any]) -> str:
+    """How it was measured, where and with what."""
+    versions = ", ".join(f"{name} {number}" for name, number in figures.get("packages", {}).items())
+    peaks = ", ".join(f"{top:.3g} TFLOP/s in {name}" for name, top in figures.get("peak", {}).items())
+    rows = [own for name in MEASURES for own in figures.get(name, {}).values()]
+    loads = [own["foreign"] for own in rows if own.get("foreign") is not None]
+    others = f"Others used up to {max(loads):.0%} of the processors meanwhile" if loads else "Foreign load is not known"
+    runs = len({own["run"] for own in rows if "run" in own})
+    return (
+        "`python bench/peers.py`: every measurement is a process of its own, the programs in turn; medians of "
+        f"{runs} run{'s' * (runs > 1)}, ratios within one run only. Random weights of the true size in float16 files; "
+        "DDIM, guidance 7.5, one picture. `first`: the first step (or decoding), with compilation, packing and the "
+        "prompt. `of the peak`: the work of the step or the decoding, over the seconds, over the fastest product of "
+        f"matrices of that type here ({peaks}). `own`: memory of the process alone, `total`: with the touched pages of "
+        "the mapped file; both beyond what the interpreter takes. `error`: of the last latents against diffusers in "
+        f"float32, root mean square over that of these. {others}; where that was more than {QUIET:.0%} there is a *. "
+        f"{machine['cores']} cores of {machine['cpu']} ({', '.join(machine['instructions'])}), "
+        f"{figures.get('device', 'cpu')}, Python {machine['python']}, {versions}; commit {machine['commit']}."
+    )

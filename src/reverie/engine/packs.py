@@ -1,0 +1,93 @@
+"""Weights as some way to compute wants them (`nets/ways.py`), kept beside the network's own.
+
+They cost as much memory again as the layers they are of. A weight that is no longer used takes what was made of it with
+it, so that forms of a network come and go without a trace.
+"""
+
+import threading
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+PATIENCE = 8  # refusals; longer than any rhythm in which parts of a network are left out (feature caching)
+
+
+@dataclass
+class _Pack:
+    """A weight that was made ready for inputs of some shape, and when it was last used."""
+
+    weight: Tensor
+    of: tuple[int, int]
+    size: int
+    used: int
+
+
+class Packs:
+    """Ready weights, by the tensor they are made of and the shape of the inputs they are made for.
+
+    Args:
+        budget: bytes; asked once, when the first weight is to be kept. Where they are used up, a weight that was wanted
+            and refused several times takes the place of those that nobody wanted meanwhile.
+    """
+
+    def __init__(self, budget: Callable[[], int]) -> None:
+        self._ask, self._budget, self._clock, self._lock = budget, -1, 0, threading.Lock()
+        self._packs: Any = WeakTensorKeyDictionary()  # dict[Hashable, _Pack] by Tensor
+        self._refused: dict[Hashable, tuple[int, int]] = {}
+
+    @property
+    def size(self) -> int:
+        """Bytes that are kept."""
+        return sum(pack.size for own in self._packs.values() for pack in own.values())
+
+    def get(self, source: Tensor, shape: Hashable, make: Callable[[], Tensor]) -> Tensor | None:
+        """The weight made of `source` for inputs of a shape; None where there is no room for it."""
+        with self._lock:
+            self._clock += 1
+            own: dict[Hashable, _Pack] = self._packs.setdefault(source, {})
+            pack, state = own.get(shape), _state(source)
+            if pack is None or pack.of != state:  # the weight itself was changed
+                own.pop(shape, None)
+                if not self._room(source.nbytes, (id(source), shape)):
+                    return None
+                weight = make()
+                pack = own[shape] = _Pack(weight, state, _bytes(weight), 0)
+            pack.used = self._clock
+            return pack.weight
+
+    def _room(self, size: int, wanted: Hashable) -> bool:
+        """Whether so many bytes are free."""
+        if self._budget < 0:
+            self._budget = self._ask()
+        free = self._budget - self.size
+        if free >= size:
+            return True
+        first, times = self._refused.get(wanted, (self._clock, 0))
+        self._refused[wanted] = (first, times + 1)
+        if times < PATIENCE:
+            return False
+        del self._refused[wanted]
+        return free + self._forget(first, size - free) >= size
+
+    def _forget(self, since: int, size: int) -> int:
+        """Drop what was not used since, the oldest first, until so many bytes are free; how many there are."""
+        there = [(pack.used, shape, own) for own in self._packs.values() for shape, pack in own.items()]
+        freed = 0
+        for used, shape, own in sorted(there, key=lambda one: one[0]):
+            if freed >= size or used >= since:
+                break
+            freed += own.pop(shape).size
+        return freed
+
+
+def _state(source: Tensor) -> tuple[int, int]:
+    """What is another when a weight is changed, in place or as a whole."""
+    return source.data_ptr(), 0 if source.is_inference() else source._version
+
+
+def _bytes(weight: Tensor) -> int:
+    return int(torch.ops.mkldnn._nbytes(weight)) if weight.is_mkldnn else weight.nbytes

@@ -1,0 +1,226 @@
+"""How a device is used: precision, threads, and the ways in which layers are computed. Chosen by itself.
+
+On a CPU the layers of a large network are computed in whichever way this processor was measured to be fastest at
+(`calibration.py`), once a run is long enough to repay the measuring and the packing. The numbers are those of the plain
+network up to the order in which a product is summed up: 1e-5 in float32, about bfloat16's own error there.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from reverie.engine.calibration import Calibration, Cost, Trial, fastest
+from reverie.engine.memory import available
+from reverie.engine.packs import Packs
+from reverie.engine.processor import Processor, threads_for
+from reverie.nets.attention import ATTENTION, Attend
+from reverie.nets.ways import CONVOLUTION, LINEAR, L, Way, chosen, onednn_computes
+
+SpeedMode = Literal["auto", "plain"]
+MODES = ("auto", "plain")
+LARGE = 50_000_000  # parameters of a network; smaller ones draw in seconds as they are
+LONG = 8  # evaluations that repay measuring: it takes about as long as one or two
+MOST_COUNTED = 64  # evaluations; what is repaid by then is done
+UNTOLD = 1 << 32  # bytes for packed weights where the system does not say how much memory is free
+# Where nothing was measured:
+WIDE = 64 * 64  # pixels of a feature map from which float32 convolutions gain by channels-last
+MANY_KEYS = 1024  # from which attention by blocks gains where products of bfloat16 are native
+M = TypeVar("M", bound=nn.Module)
+
+
+# Precision
+
+
+def automatic_precision(
+    device: torch.device,
+    *,
+    large: bool,
+    processor: Processor | None = None,
+    capability: tuple[int, int] | None = None,
+) -> torch.dtype:
+    """The precision that a device computes fast and well enough in.
+
+    Args:
+        large: whether a network of the model is; small ones stay in float32 on a CPU, where it costs them nothing.
+        capability: of a CUDA device: 8.0 (Ampere) multiplies bfloat16, 7.0 (Volta) float16.
+    """
+    if device.type == "cuda":
+        major, _ = capability or torch.cuda.get_device_capability(device)
+        return torch.bfloat16 if major >= 8 else torch.float16 if major == 7 else torch.float32
+    if device.type != "cpu":
+        return torch.float16
+    native = (processor or Processor.here()).multiplies_bfloat16
+    return torch.bfloat16 if large and native else torch.float32
+
+
+def is_large(network: nn.Module) -> bool:
+    """Whether a network takes so long that it matters how it is computed."""
+    return sum(p.numel() for p in network.parameters()) >= LARGE
+
+
+def layout_for(device: torch.device, dtype: torch.dtype) -> torch.memory_format:
+    """The order of convolutions' weights in memory: channels last where a GPU's matrix units want it."""
+    halves = device.type == "cuda" and dtype != torch.float32
+    return torch.channels_last if halves else torch.preserve_format
+
+
+# Ways
+
+
+class Speed:
+    """How the networks of a model are computed on a device.
+
+    Args:
+        mode: `plain` for torch's usual call at every layer.
+        calibration: None for the user's own.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        mode: SpeedMode = "auto",
+        *,
+        processor: Processor | None = None,
+        calibration: Calibration | None = None,
+    ) -> None:
+        self.device, self.dtype, self.mode = device, dtype, mode
+        self.processor = processor or Processor.here()
+        self.packs = Packs(lambda: available(device) // 2 or UNTOLD)
+        self._calibration = calibration
+        self._forms: dict[tuple[int, int], tuple[nn.Module, nn.Module]] = {}
+
+    @property
+    def acts(self) -> bool:
+        """Whether there is anything to choose: on a CPU, unless it is not wanted."""
+        return self.mode == "auto" and self.device.type == "cpu"
+
+    @property
+    def calibration(self) -> Calibration:
+        """What is known of this machine with the threads that there are now."""
+        if self._calibration is None:
+            self._calibration = Calibration.of_environment(
+                f"{self.processor.name}, {self.processor.cores} cores, torch {torch.__version__}"
+            )
+        return self._calibration
+
+    def describe(self) -> str:
+        """The plan in one line."""
+        precision = str(self.dtype).removeprefix("torch.")
+        if self.device.type != "cpu":
+            last = layout_for(self.device, self.dtype) == torch.channels_last
+            return f"{self.device}: {precision}, fused attention" + ", channels-last convolutions" * last
+        where = f"{self.processor.name}: {precision}, {torch.get_num_threads()} threads"
+        packed = "packed for oneDNN" if onednn_computes(self.dtype) else "not packed"
+        return f"{where}, " + (f"large networks as measured here, {packed} where it pays" if self.acts else "plain")
+
+    def settle_threads(self) -> None:
+        """Compute on physical cores alone, on a CPU, where the user does not say otherwise."""
+        if self.acts:
+            present = torch.get_num_threads()
+            wanted = threads_for(self.processor.cores, present, os.environ)
+            if wanted != present:
+                torch.set_num_threads(wanted)
+
+    def form(self, network: M, evaluations: int = 1) -> M:
+        """The form of a ready network that computes in the ways chosen; itself where there is nothing to choose.
+
+        Args:
+            evaluations: about how often it will be asked; forms of about as many are one, and are kept.
+        """
+        if not self.acts:
+            return network
+        calls = 1 << (min(max(evaluations, 1), MOST_COUNTED).bit_length() - 1)
+        if (id(network), calls) not in self._forms:
+            form = chosen(network, ByCost(self, calls)) if is_large(network) else network
+            self._forms[id(network), calls] = network, form  # the network, too, or another might get its id
+        found = self._forms[id(network), calls][1]
+        assert isinstance(found, type(network))
+        return found
+
+    def forget(self) -> None:
+        """Let go every form: networks are brought anew, and may have other weights then (unpacked ones)."""
+        self._forms.clear()
+
+
+class ByCost:
+    """Computes layers in the way that costs the least for so many calls (`nets.ways.Chooser`).
+
+    Args:
+        calls: of every layer.
+    """
+
+    def __init__(self, speed: Speed, calls: int) -> None:
+        self._speed, self._calls = speed, calls
+        self._ways: dict[tuple[object, ...], Any] = {}
+
+    def __deepcopy__(self, memo: object) -> "ByCost":
+        return self  # copies of a network (tiles) share what is known and packed
+
+    def linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        """What `nn.Linear` says."""
+        key = ("linear", x.numel() // x.shape[-1], *layer.weight.shape, x.dtype)
+        return self._computed(key, LINEAR, layer, x, LINEAR[0])
+
+    def convolution(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
+        """What `nn.Conv2d` says."""
+        last = x.is_contiguous(memory_format=torch.channels_last)
+        shape = (*x.shape, *layer.weight.shape, *layer.stride, *layer.padding, *layer.dilation, layer.groups)
+        wide = x.dtype != torch.float32 or x.shape[-1] * x.shape[-2] >= WIDE
+        return self._computed(
+            ("convolution", *shape, last, x.dtype), CONVOLUTION, layer, x, CONVOLUTION[1 if wide else 0]
+        )
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What `nets.attention.attention` says."""
+        key = ("attention", *q.shape, k.shape[2], q.dtype)
+        if key not in self._ways:
+            trials = {name: _attention_trial(way, q, k, v) for name, way in ATTENTION.items()}
+            native = q.dtype == torch.bfloat16 and self._speed.processor.multiplies_bfloat16
+            guess = "blocks" if native and k.shape[2] >= MANY_KEYS else "fused"
+            self._ways[key] = ATTENTION[self._chosen(key, trials, "fused", guess)]
+        result: Tensor = self._ways[key](q, k, v)
+        return result
+
+    def _computed(self, key: tuple[object, ...], ways: Sequence[Way[L]], layer: L, x: Tensor, guess: Way[L]) -> Tensor:
+        """What a layer says, in the way of its shape; in the usual way where gradients are wanted or types differ."""
+        usual, weight = ways[0], layer.weight
+        if x.dtype != weight.dtype or type(weight) is not nn.Parameter or x.requires_grad or weight.requires_grad:
+            return usual.run(layer, x, weight)
+        if key not in self._ways:
+            usable = {way.name: way for way in ways if not way.private or onednn_computes(x.dtype)}
+            trials = {name: _trial(way, layer, x) for name, way in usable.items()}
+            self._ways[key] = usable[self._chosen(key, trials, usual.name, guess.name)]
+        way: Way[L] = self._ways[key]
+        if way.prepare is None:
+            return way.run(layer, x, weight)
+        ready = self._speed.packs.get(weight, key, partial(way.prepare, layer, x))
+        return guess.run(layer, x, weight) if ready is None else way.run(layer, x, ready)
+
+    def _chosen(self, key: tuple[object, ...], trials: Mapping[str, Trial], usual: str, guess: str) -> str:
+        """The name of a way: by what is known of it, by measuring where the run is long, else a guess."""
+        shape = f"{torch.get_num_threads()} threads, {' '.join(map(str, key))}"
+        calibration = self._speed.calibration
+        costs: Mapping[str, Cost] = calibration.known(shape)
+        if self._calls >= LONG:
+            costs = calibration.measured(shape, trials)
+        if not trials.keys() <= costs.keys():
+            return guess
+        return fastest({name: costs[name] for name in trials}, usual, self._calls)
+
+
+def _trial(way: Way[L], layer: L, x: Tensor) -> Trial:
+    """One layer's call."""
+
+    def prepare() -> Tensor:
+        return layer.weight if way.prepare is None else way.prepare(layer, x)
+
+    return Trial(lambda weight: way.run(layer, x, weight), prepare)
+
+
+def _attention_trial(way: Attend, q: Tensor, k: Tensor, v: Tensor) -> Trial:
+    return Trial(lambda _: way(q, k, v), lambda: q)

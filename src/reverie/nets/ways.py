@@ -1,0 +1,201 @@
+"""Ways to compute the same layer: torch's usual call, another layout in memory, weights packed for oneDNN.
+
+oneDNN computes with weights in an order that suits the processor and the shape of the input; torch brings them into it
+at every call, or hands the product to another library. `packed` does it once. The operators for that are private to
+torch (its own compiler uses them), so that one check says whether they are there and right.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Generic, Protocol, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reverie.nets.attention import Attention
+from reverie.nets.forms import shared, with_layers
+from reverie.nets.mmdit import PictureProjections
+
+M = TypeVar("M", bound=nn.Module)
+L = TypeVar("L", nn.Linear, nn.Conv2d)
+LEAST = 1 << 16  # numbers of a weight; smaller layers take no time
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Way(Generic[L]):
+    """A way to compute a linear layer or a convolution.
+
+    Attributes:
+        run: `(layer, x, weight) -> y`.
+        prepare: the weight as this way wants it, for inputs like `x`; None where it is taken as it is.
+        private: whether it needs operators that are private to torch.
+    """
+
+    name: str
+    run: Callable[[L, Tensor, Tensor], Tensor]
+    prepare: Callable[[L, Tensor], Tensor] | None = None
+    private: bool = False
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _plain_linear(layer: nn.Linear, x: Tensor, weight: Tensor) -> Tensor:
+    return F.linear(x, weight, layer.bias)
+
+
+def _onednn_linear(layer: nn.Linear, x: Tensor, weight: Tensor) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, layer.bias, "none", [], "")
+    return result
+
+
+def _packed_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    rows = x.numel() // x.shape[-1]
+    result: Tensor = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
+    return result
+
+
+def _plain_conv(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, layer.bias, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def _channels_last_conv(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
+    return _plain_conv(layer, _channels_last(x), weight)
+
+
+def _onednn_conv(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
+    """The answer is in channels-last order."""
+    result: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        _channels_last(x), weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups, "none", [], ""
+    )
+    return result
+
+
+def _packed_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+        layer.weight.detach(), layer.padding, layer.stride, layer.dilation, layer.groups, list(x.shape)
+    )
+    return result
+
+
+LINEAR = (
+    Way[nn.Linear]("plain", _plain_linear),
+    Way[nn.Linear]("onednn", _onednn_linear, private=True),
+    Way[nn.Linear]("packed", _onednn_linear, _packed_linear, private=True),
+)
+CONVOLUTION = (
+    Way[nn.Conv2d]("plain", _plain_conv),
+    Way[nn.Conv2d]("channels_last", _channels_last_conv),
+    Way[nn.Conv2d]("packed", _onednn_conv, _packed_conv, private=True),
+)
+
+
+@cache
+def onednn_computes(dtype: torch.dtype) -> bool:
+    """Whether torch's private operators of oneDNN are here, compute in this type and are right."""
+    try:
+        with torch.no_grad():
+            return _supported(dtype) and _agrees(dtype)
+    except (AttributeError, RuntimeError, TypeError):  # not there, not for this processor, of another signature
+        return False
+
+
+def _supported(dtype: torch.dtype) -> bool:
+    if not torch._C._has_mkldnn:
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32
+
+
+def _agrees(dtype: torch.dtype) -> bool:
+    """Small layers by every private way against the usual one."""
+    random = torch.Generator().manual_seed(0)
+    linear, conv = nn.Linear(32, 16, dtype=dtype), nn.Conv2d(16, 32, 3, padding=1, dtype=dtype)
+    tokens, picture = (torch.randn(shape, generator=random).to(dtype) for shape in ((2, 8, 32), (2, 16, 8, 8)))
+    close = torch.finfo(dtype).eps * 16
+    pairs = (
+        (_onednn_linear(linear, tokens, linear.weight), linear(tokens)),
+        (_onednn_linear(linear, tokens, _packed_linear(linear, tokens)), linear(tokens)),
+        (_onednn_conv(conv, picture, _packed_conv(conv, picture)), conv(picture)),
+    )
+    return all(torch.allclose(own, usual, rtol=close, atol=close) for own, usual in pairs)
+
+
+# Layers that are computed in a way that is chosen as they run
+
+
+class Chooser(Protocol):
+    """Computes layers in the way that it holds to be the fastest for their shapes."""
+
+    def linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
+        """What `nn.Linear` says."""
+
+    def convolution(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
+        """What `nn.Conv2d` says."""
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """What `attention` says."""
+
+
+class ChosenLinear(nn.Linear):
+    """A linear layer that leaves to a chooser how it is computed."""
+
+    chooser: Chooser
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """`(..., in)` -> `(..., out)`."""
+        return self.chooser.linear(self, input)
+
+
+class ChosenConv2d(nn.Conv2d):
+    """A convolution that leaves to a chooser how it is computed."""
+
+    chooser: Chooser
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+        """`(B, in, h, w)` -> `(B, out, h', w')`."""
+        return self.chooser.convolution(self, input)
+
+
+def chosen(network: M, chooser: Chooser) -> M:
+    """The form of a network whose linear layers, convolutions and attention are computed as `chooser` says.
+
+    Layers of other classes (seamless convolutions), packed weights of files and small layers stay as they are.
+    A form made of this one, with other weights or with branches, is computed in the same way.
+    """
+    layers: dict[str, nn.Module] = {}
+    for path, module in network.named_modules():
+        if isinstance(module, Attention | PictureProjections):
+            copy = shared(module)
+            copy.attend = chooser.attend
+            layers[path] = copy
+        elif is_choosable(module):
+            layers[path] = _chosen(module, chooser)
+    return with_layers(network, layers)
+
+
+def is_choosable(module: nn.Module) -> bool:
+    """Whether a layer has other ways than the usual one, and is large enough for them to matter."""
+    if type(module) is not nn.Linear and not (type(module) is nn.Conv2d and _is_usual(module)):
+        return False
+    weight = module.weight
+    plain = type(weight) is nn.Parameter and weight.dtype in TYPES and not weight.requires_grad
+    return plain and weight.numel() >= LEAST
+
+
+def _is_usual(layer: nn.Conv2d) -> bool:
+    return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def _chosen(layer: nn.Module, chooser: Chooser) -> nn.Module:
+    copy = shared(layer)
+    copy.__class__ = ChosenLinear if isinstance(layer, nn.Linear) else ChosenConv2d
+    copy.chooser = chooser  # type: ignore[assignment]
+    return copy
