@@ -16,7 +16,7 @@ import reverie
 
 ROOT = Path(reverie.__file__).parent
 FLOORS = (
-    {"", "types", "registry", "errors", "places"},
+    {"", "types", "registry", "errors", "places", "collector"},
     {"diffusion", "nets", "text", "checkpoint"},
     {"sampling", "families"},
     {"adapters", "control"},

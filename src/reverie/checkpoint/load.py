@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from reverie.collector import paused_collector
 from reverie.errors import CheckpointError
 
 M = TypeVar("M", bound=nn.Module)
 
 
+@paused_collector()
 def build(make: Callable[[], M], tensors: Mapping[str, Tensor], where: str) -> M:
     """A module whose parameters are `tensors`, without a copy.
 

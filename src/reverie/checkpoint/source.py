@@ -27,6 +27,7 @@ from reverie.checkpoint.weightfile import (
     shown,
     shown_shape,
 )
+from reverie.collector import paused_collector
 from reverie.errors import CheckpointError
 
 __all__ = ["DTYPES", "TensorInfo", "WeightFile", "open_sharded", "open_weights"]
@@ -69,6 +70,7 @@ ZIP = (b"PK\3\4", b"PK\5\6")
 PICKLE = re.compile(rb"\x80[\x00-\x05]|L119547037146038801333356L\n|[(\]}]*c[\w.]+\n[\w.]+\n")
 
 
+@paused_collector()
 def open_weights(path: Path) -> WeightFile:
     """Map a weight file: safetensors, torch (zip or older) or GGUF, whatever its name says.
 

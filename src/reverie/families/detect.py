@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reverie.checkpoint.source import WeightFile, open_weights
+from reverie.collector import paused_collector
 from reverie.errors import CheckpointError
 from reverie.families import single
 from reverie.families.base import Parts
@@ -37,6 +38,7 @@ SIGNS: tuple[tuple[str, str], ...] = (
 )
 
 
+@paused_collector()
 def load_parts(
     path: Path,
     variant: str | None = None,
