@@ -8,8 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from common import write
-from open_models import spread
+from common import spread, write
 
 ROUNDS = 7
 

@@ -4,7 +4,7 @@ import json
 import platform
 import statistics
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,30 @@ def in_turn(subjects: Mapping[str, Callable[[], float]], rounds: int) -> dict[st
     for _ in range(rounds):
         for name, subject in subjects.items():
             figures[name].append(subject())
-    return {
-        name: {"median": statistics.median(values), "min": min(values), "max": max(values), "rounds": rounds}
-        for name, values in figures.items()
-    }
+    return {name: spread(values) for name, values in figures.items()}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Median, least, most, and how many they are."""
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "rounds": len(values)}
+
+
+def cell(found: Mapping[str, float]) -> str:
+    """A spread in a table: `1.23 (1.20–1.31)`."""
+    return f"{found['median']:.2f} ({found['min']:.2f}–{found['max']:.2f})"
+
+
+def versions(packages: Mapping[str, str]) -> str:
+    """Packages and their versions in words."""
+    return ", ".join(f"{name} {number}" for name, number in packages.items())
+
+
+def machine_words(place: Mapping[str, Any]) -> str:
+    """A `machine` in words, with the commit."""
+    return (
+        f"{place['cores']} cores of {place['cpu']} ({', '.join(place['instructions'])}), Python {place['python']}, "
+        f"{versions(place['packages'])}; commit {place['commit']}"
+    )
 
 
 def machine() -> dict[str, Any]:

@@ -18,11 +18,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from importlib import import_module
-from statistics import median
 from typing import Any
 
 import torch
-from common import into_document, machine, write
+from common import into_document, machine, spread, versions, write
 from speed import SDXL
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -172,7 +171,7 @@ def measured(setting: str, subjects: list[str], rounds: int, device: torch.devic
             times = max(1, min(100, round(LONG / max(seconds(step, 1, device), 1e-6))))
             values[name].append(seconds(step, times, device))
     for name, own in values.items():
-        found[name] = {"median": median(own), "min": min(own), "max": max(own), "rounds": rounds}
+        found[name] = spread(own)
     del steps
     gc.collect()
     return found | {"flop": work(config, side, batch)}
@@ -215,10 +214,9 @@ def table(figures: dict[str, Any], place: dict[str, Any]) -> str:
             ratio = f"{usual / own['median']:.2f}" if usual else ""
             share = found["flop"] / own["median"] / figures["peak"]
             lines.append(f"| {setting} | {name} | {1000 * own['median']:.2f} | {ratio} | {100 * share:.0f} % |")
-    versions = ", ".join(f"{name} {number}" for name, number in place["packages"].items())
     return "\n".join(lines) + (
         f"\n\n`python bench/gpu.py` on {figures['device']}, {figures['peak'] / 1e12:.0f} TFLOP/s in bfloat16 measured "
-        f"in the same run; {versions}; commit {place['commit']}.\n"
+        f"in the same run; {versions(place['packages'])}; commit {place['commit']}.\n"
     )
 
 

@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import into_document, machine, write
+from common import cell, into_document, machine, machine_words, spread, write
 from open_models import checkpoint
 from safetensors.torch import save_file
 
@@ -131,24 +131,17 @@ def likeness(steps: int | None) -> Figures:
     return {one.name: {"psnr": one.psnr, "ssim": one.ssim, "latents": one.latents} for one in found}
 
 
-def spread(values: list[float]) -> Figures:
-    return {"median": median(values), "min": min(values), "max": max(values), "rounds": len(values)}
-
-
 def table(figures: Figures, place: Mapping[str, Any], what: str) -> str:
     """The figures in Markdown."""
     lines = ["| switch | times as fast | PSNR | SSIM | error of latents |", "|---|---:|---:|---:|---:|"]
     for name, found in figures["speed"].items():
         like = figures["likeness"].get(name)
         cells = [f"{like['psnr']:.1f} dB", f"{like['ssim']:.4f}", f"{like['latents']:.1e}"] if like else ["", "", ""]
-        speed = f"{found['median']:.2f} ({found['min']:.2f}–{found['max']:.2f})"
-        lines.append(f"| {name} | {speed} | {' | '.join(cells)} |")
-    versions = ", ".join(f"{name} {number}" for name, number in place["packages"].items())
+        lines.append(f"| {name} | {cell(found)} | {' | '.join(cells)} |")
     note = (
         f"`python bench/less_work.py`: speed on {what}, seconds inside the denoising network with guidance, in turn "
         "with the exact picture, median (least to most); likeness to the exact pictures on the bundled model, mean "
-        f"over {len(PROMPTS)} prompts. {place['cores']} cores of {place['cpu']} ({', '.join(place['instructions'])}), "
-        f"Python {place['python']}, {versions}; commit {place['commit']}."
+        f"over {len(PROMPTS)} prompts. {machine_words(place)}."
     )
     return "\n".join([*lines, "", note])
 

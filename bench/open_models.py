@@ -20,10 +20,9 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-from common import into_document, machine, write
+from common import cell, into_document, machine, machine_words, spread, write
 
 ORACLES = ("diffusers", "transformers", "accelerate")
 MODELS = {"sd15": "SD 1.5", "sdxl": "SDXL", "sd35": "SD 3.5 medium without T5"}
@@ -257,10 +256,6 @@ def of_model(model: str, rounds: int) -> dict[str, dict[str, Any]]:
     }
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    return {"median": median(values), "min": min(values), "max": max(values), "rounds": len(values)}
-
-
 # The table
 
 
@@ -273,13 +268,11 @@ def table(figures: dict[str, Any], place: dict[str, Any]) -> str:
     lines = [f"| what | by | {' | '.join(columns)} |", f"|---|---|{'---:|' * len(columns)}"]
     for name, found in figures.items():
         what, _, by = name.rpartition(": ")
-        cells = [f"{found[c]['median']:.2f} ({found[c]['min']:.2f}–{found[c]['max']:.2f})" for c in columns]
+        cells = [cell(found[c]) for c in columns]
         lines.append(f"| {what} | {by.replace(' text encoder', '')} | {' | '.join(cells)} |")
-    versions = ", ".join(f"{name} {number}" for name, number in place["packages"].items())
     note = (
         f"`python bench/open_models.py`: medians of processes of their own (least to most), files in the system's "
-        f"cache. {place['cores']} cores of {place['cpu']} ({', '.join(place['instructions'])}), Python "
-        f"{place['python']}, {versions}; commit {place['commit']}. `open` is the call that gives the model; `read` "
+        f"cache. {machine_words(place)}. `open` is the call that gives the model; `read` "
         "also reads every weight: ours checks each for NaN and brings it to the precision it computes in, theirs "
         "are summed. `second` is the same once more: what is known to be sound is not read again before it is used. "
         "`work` is the time of all threads on processors. `own` is the memory of the process alone "

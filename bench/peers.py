@@ -22,8 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from common import DOCUMENT, RESULTS, into_document, machine, write
-from open_models import spread
+from common import DOCUMENT, RESULTS, into_document, machine, spread, write
 from peer.child import Job
 from peer.environment import Environment, last_line
 from peer.load import Jiffies, foreign

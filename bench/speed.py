@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from common import into_document, machine, write
+from common import cell, into_document, machine, machine_words, spread, write
 from torch import Tensor, nn
 
 from adapters import filled
@@ -174,10 +173,6 @@ def evaluated(network: nn.Module, given: tuple[Tensor, Tensor, Tensor]) -> tuple
     return answer, time.perf_counter() - start
 
 
-def spread(values: list[float]) -> Figures:
-    return {"median": median(values), "min": min(values), "max": max(values), "rounds": len(values)}
-
-
 # The tables
 
 
@@ -187,8 +182,7 @@ def tables(figures: Figures, place: Figures) -> str:
     lines = ["| step of SD 1.5, batch 2 | plain, s | plan, s | times as fast | first step, s | packed, GB | error |"]
     lines += ["|---|---:|---:|---:|---:|---:|---:|"]
     for side, own in figures["steps"].items():
-        cells = [f"{own[name]['median']:.2f} ({own[name]['min']:.2f}–{own[name]['max']:.2f})"
-                 for name in ("plain", "plan", "times as fast")]  # fmt: skip
+        cells = [cell(own[name]) for name in ("plain", "plan", "times as fast")]
         more = f"{own['first step, measured and packed']:.1f} | {own['packed GB']:.2f} | {own['relative error']:.1e}"
         lines.append(f"| {side} | {' | '.join(cells)} | {more} |")
     for model, own in figures["layers"].items():
@@ -197,12 +191,10 @@ def tables(figures: Figures, place: Figures) -> str:
             rates = ", ".join(f"{way} {rate:.0f}" for way, rate in row["GFLOP/s"].items())
             share = f"{max(row['GFLOP/s'].values()) / best:.0%}"
             lines.append(f"| {name} | {row['layers']} | {row['GFLOP']:.1f} | {rates} | {share} |")
-    versions = ", ".join(f"{name} {number}" for name, number in place["packages"].items())
     note = (
         f"`python bench/speed.py`, {figures['precision']}, {figures['threads']} threads: steps as medians of rounds in "
         f"turn (least to most), ratios round by round; layers as the least of their calls, the {SHOWN} shapes with the "
-        f"most work. The best square matrix product of the same run is {best:.0f} GFLOP/s. {place['cores']} cores of "
-        f"{place['cpu']} ({', '.join(place['instructions'])}), {versions}; commit {place['commit']}."
+        f"most work. The best square matrix product of the same run is {best:.0f} GFLOP/s. {machine_words(place)}."
     )
     return "\n".join([*lines, "", note])
 

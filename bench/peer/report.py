@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from common import versions
+
 from peer.load import QUIET
 from peer.variants import MEASURES, REFERENCE, VARIANTS
 
@@ -78,7 +80,7 @@ def number(value: float) -> str:
 
 def note(figures: Figures, machine: Mapping[str, Any]) -> str:
     """How it was measured, where and with what."""
-    versions = ", ".join(f"{name} {number}" for name, number in figures.get("packages", {}).items())
+    packages = versions(figures.get("packages", {}))
     peaks = ", ".join(f"{top:.3g} TFLOP/s in {name}" for name, top in figures.get("peak", {}).items())
     rows = [own for name in MEASURES for own in figures.get(name, {}).values()]
     loads = [own["foreign"] for own in rows if own.get("foreign") is not None]
@@ -93,5 +95,5 @@ def note(figures: Figures, machine: Mapping[str, Any]) -> str:
         "the mapped file; both beyond what the interpreter takes. `error`: of the last latents against diffusers in "
         f"float32, root mean square over that of these. {others}; where that was more than {QUIET:.0%} there is a *. "
         f"{machine['cores']} cores of {machine['cpu']} ({', '.join(machine['instructions'])}), "
-        f"{figures.get('device', 'cpu')}, Python {machine['python']}, {versions}; commit {machine['commit']}."
+        f"{figures.get('device', 'cpu')}, Python {machine['python']}, {packages}; commit {machine['commit']}."
     )

@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from reverie.collector import paused_collector
+
 out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
@@ -32,16 +34,16 @@ def busy(title: str) -> AbstractContextManager[object]:
 @contextmanager
 def starting() -> Iterator[None]:
     """A spinner while torch is imported; what that makes stays, so that meanwhile no garbage is looked for."""
-    first = "torch" not in sys.modules
-    if first:
-        gc.disable()
-    try:
+    if "torch" in sys.modules:
         with busy("starting"):
             yield
-    finally:
-        if first:
+        return
+    with paused_collector():
+        try:
+            with busy("starting"):
+                yield
+        finally:
             gc.freeze()
-            gc.enable()
 
 
 def print_json(value: Any) -> None:

@@ -20,6 +20,7 @@ from reverie.checkpoint.quantised import BYTES, QuantisedTensor, products_in_byt
 
 Quantisation = Literal["fp8", "int8", "int4"]
 PACKINGS: dict[Quantisation, str] = {"fp8": "F8_E4M3", "int8": "I8", "int4": "Q4_0"}
+UNTOUCHED = ("vae",)  # its weights are few, and the picture is made of them
 GROUP = 32  # weights that share a scale in Q4_0
 # Where the picture, the time and the prompt enter a denoising network and the answer leaves it: a hundredth of the
 # weights, in which every later layer's error begins.
@@ -27,6 +28,11 @@ ENDS = re.compile(
     r"(conv_in|conv_out|time_embedding|add_embedding|class_embedding"
     r"|pos_embed|time_text_embed|context_embedder|norm_out|proj_out)(\.|$)"
 )
+
+
+def quantisation_of(part: str, weights: str) -> Quantisation | None:
+    """To which the weights of a part of a model are quantised, by its name and by how they are kept."""
+    return None if part in UNTOUCHED else next((kind for kind in PACKINGS if kind == weights), None)
 
 
 def quantise(module: nn.Module, kind: Quantisation, device: torch.device, dtype: torch.dtype) -> None:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from reverie.checkpoint.packed import PackedTensor, is_packed
-from reverie.checkpoint.quantising import PACKINGS, Quantisation, quantisable, quantised_size
+from reverie.checkpoint.quantising import Quantisation, quantisable, quantisation_of, quantised_size
 from reverie.engine.blockwise import blocks_of, slots_of
 from reverie.engine.forecast import FUSED
 from reverie.engine.mapped import MappedFiles
-from reverie.engine.measures import Measures, shown
+from reverie.engine.measures import TILES, Measures, shown
 from reverie.engine.packs import Packs
 from reverie.engine.rehearsal import Prepare, Rehearsal, rehearse
 from reverie.engine.request import Request
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 REFINER = "refiner "
 OWN_PRECISION = {"upscaler", "tiny decoder"}  # they compute in float32 whatever the model does
-TILES = (512, 256)  # pixels of the VAE's tiles, the cheaper first
 SLICES = (1024, 256)  # queries of an attention layer
 
 
@@ -277,10 +276,8 @@ class Planner:
         return sum(sorted(each, key=lambda one: one.total)[-2:], rest) + lora  # one computes, the next is brought
 
     def _quantisation(self, name: str) -> Quantisation | None:
-        """To which the weights of a network are quantised when it is placed (`Model._quantisation`)."""
-        if _stays(name) or name.removeprefix(REFINER) == "vae":
-            return None
-        return next((kind for kind in PACKINGS if kind == self._model.weights), None)
+        """To which the weights of a network are quantised when it is placed."""
+        return None if _stays(name) else quantisation_of(name.removeprefix(REFINER), self._model.weights)
 
     def _quantised(self, module: nn.Module, name: str, kind: Quantisation, measures: Measures) -> Held:
         """Of a network whose weights are quantised."""

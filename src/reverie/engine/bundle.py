@@ -8,12 +8,12 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from reverie.checkpoint.quantising import PACKINGS, Quantisation
+from reverie.checkpoint.quantising import quantisation_of
 from reverie.diffusion.parameterisation import PARAMETERISATIONS
 from reverie.engine import latents as latent_space
 from reverie.engine.blockwise import blocks_of, blockwise
 from reverie.engine.compiling import COMPILE, Compile, Compiler
-from reverie.engine.measures import Measures, Works, parse_size
+from reverie.engine.measures import TILES, Measures, Works, parse_size
 from reverie.engine.memory import frugally
 from reverie.engine.opened import Opened
 from reverie.engine.placing import WEIGHTS, Originals, Placed, Weights, check_numbers, keeps_packed, place
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUNDLED = "emoji"
-TILES = (512, 256)  # pixels, tried in this order where memory runs out
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -184,27 +183,20 @@ class Model:
                 self._residents.clear()
                 self.forms.clear()
             self.speed.forget()
-            placed[id(self), name] = self._placed(module)
+            placed[id(self), name] = self._placed(name, module)
         network = placed[id(self), name].network
         assert isinstance(network, type(module))
         return network
 
-    def _placed(self, module: nn.Module) -> Placed:
+    def _placed(self, name: str, module: nn.Module) -> Placed:
         if self.measures.blocks and blocks_of(module):
             form, conveyor = blockwise(module, self.device, self.dtype)
             return Placed(form, conveyor=conveyor)
         originals = Originals(module)
         layout = layout_for(self.device, self.dtype) if self.speed.mode == "auto" else torch.preserve_format
-        place(
-            module, self.device, self.dtype, packed=self.packed, quantisation=self._quantisation(module), layout=layout
-        )
+        kind = quantisation_of(name, self.weights)
+        place(module, self.device, self.dtype, packed=self.packed, quantisation=kind, layout=layout)
         return Placed(module, originals, forgets=self.memory is not None)
-
-    def _quantisation(self, module: nn.Module) -> Quantisation | None:
-        """To which weights of a part are quantised; the autoencoder's are few, and the picture is made of them."""
-        if module is self.parts.vae:
-            return None
-        return next((kind for kind in PACKINGS if kind == self.weights), None)
 
     def _check(self, name: str, module: nn.Module) -> None:
         """Whether every weight is a number; large files that were once seen to be sound are not read again."""

@@ -9,6 +9,7 @@ from reverie.errors import RequestError
 
 Works: TypeAlias = dict[Hashable, Any]
 """What is known of networks from rehearsals before: their twins, and work by network and shapes."""
+TILES = (512, 256)  # pixels of the VAE's tiles, the cheaper first
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 

@@ -1,6 +1,7 @@
 """The KL autoencoder between pictures and latents (Rombach et al. 2022, section 3.1)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,6 @@ from torch import Tensor, nn
 
 from reverie.nets.attention import Attention
 from reverie.nets.blocks import Downsample, ResnetBlock, Upsample
-from reverie.types import Taps
 
 NORM_EPS = 1e-6  # CompVis `Normalize`
 
@@ -75,16 +75,10 @@ class PixelAttention(Attention):
         super().__init__(width, 1, qkv_bias=True)
         self.group_norm = nn.GroupNorm(groups, width, eps=NORM_EPS)
 
-    def forward(
-        self,
-        x: Tensor,
-        context: Tensor | None = None,
-        taps: Taps | None = None,
-        known: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, x: Tensor, *others: Any, **named: Any) -> Tensor:
         """`(B, width, h, w)` -> `(B, width, h, w)`."""
         y = self.group_norm(x).flatten(2).transpose(1, 2)
-        y = super().forward(y, context, taps, known)
+        y = super().forward(y, *others, **named)
         return x + y.transpose(1, 2).reshape(x.shape)
 
 

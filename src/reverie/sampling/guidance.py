@@ -232,12 +232,14 @@ class _Run:
 
     def joined(self, conds: Sequence[Cond]) -> Cond:
         """`cat`; the same contexts give the same tensor every time, by which the network knows them again."""
+        if len(conds) == 1:
+            return conds[0]
         parts = [cond.context for cond in conds]
         key = tuple(map(id, parts))
         if key not in self.contexts:
             if len(self.contexts) == CONTEXTS:
                 del self.contexts[next(iter(self.contexts))]
-            self.contexts[key] = parts, cat(conds).context  # the parts are kept, or another could get the same id
+            self.contexts[key] = parts, torch.cat(parts)  # the parts are kept, or another could get the same id
         return cat(conds, self.contexts[key][1])
 
 
