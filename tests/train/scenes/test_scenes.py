@@ -1,6 +1,7 @@
 """The data set as a whole: a function of seed and number, never showing what is withheld, drawing what it says."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,34 @@ def test_a_broken_list_of_what_was_shown(folder: Path, tmp_path: Path, text: str
         scenes(folder, shown=tmp_path / "shown.json")
     with pytest.raises(ConfigError, match=r"data\.shown: cannot read"):
         scenes(folder, shown=tmp_path / "none.json")
+
+
+def test_further_names_are_asked_and_never_trained(folder: Path, tmp_path: Path) -> None:
+    data = scenes(folder)
+    everything = [word.text for concept in data.composer.concepts for word in concept.words]
+    (tmp_path / "shown.json").write_text(json.dumps({"things": [], "words": everything}))
+    (tmp_path / "unseen.json").write_text(json.dumps({"owl": ["hooter", "night bird of prey"]}))
+    told = scenes(folder, shown=tmp_path / "shown.json", unseen=tmp_path / "unseen.json", hold_out=[])
+    assert told.splits() == () and scenes(folder, unseen=tmp_path / "unseen.json").splits() == SPLITS
+    told = scenes(folder, shown=tmp_path / "shown.json", unseen=tmp_path / "unseen.json")
+    asked = told.held_out("word", 40)
+    assert {scene.things[0].word for scene in asked} == {"hooter", "night bird of prey"}
+    assert {scene.things[0].concept for scene in asked} == {"owl"} and "hooter" in " ".join(s.caption for s in asked)
+    assert all(told.is_held_out(scene) == {"word"} for scene in asked)
+    assert [told.scene(n) for n in range(200)] == [data.scene(n) for n in range(200)]
+    free = scenes(folder, unseen=tmp_path / "unseen.json", hold_out=[])
+    assert not any("hooter" in free.scene(n).caption for n in range(400))
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("[]", "is not {name"), ("{", "is not JSON"), ('{"owl": "hooter"}', "is not {name"),
+     ('{"owls": ["hooter"]}', "'owls' is not among"), ('{"owl": ["night bird"]}', "'night bird' is a name that is")],
+)  # fmt: skip
+def test_broken_lists_of_further_names(folder: Path, tmp_path: Path, text: str, why: str) -> None:
+    (tmp_path / "unseen.json").write_text(text)
+    with pytest.raises(ConfigError, match=rf"data\.unseen: .*{re.escape(why)}"):
+        scenes(folder, unseen=tmp_path / "unseen.json")
 
 
 def test_without_hold_out_everything_is_shown(folder: Path) -> None:

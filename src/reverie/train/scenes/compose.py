@@ -13,7 +13,7 @@ from reverie.train.scenes import layout
 from reverie.train.scenes.colours import COLOURS, distance, named
 from reverie.train.scenes.config import ScenesConfig
 from reverie.train.scenes.scene import Kind, Relation, Scene, Size, Thing
-from reverie.train.scenes.shown import Shown
+from reverie.train.scenes.shown import Shown, also_called, read_unseen
 from reverie.train.scenes.splits import COUNT_WITHHELD, STYLES_NEEDED, Split, Splits, ordered
 from reverie.train.scenes.sprites import Concept, Sprites, Word
 from reverie.train.scenes.wording import Wording, chance, may_have_size, pick
@@ -61,8 +61,10 @@ class Composer:
     """Makes scenes of the things and styles that a configuration names."""
 
     def __init__(self, sprites: Sprites, config: ScenesConfig) -> None:
+        unseen = read_unseen(config.unseen, sprites) if config.unseen else {}
+        sprites = also_called(sprites, unseen)
         self.sprites, self.config = sprites, config
-        self.splits = Splits(sprites, config.hold_out)
+        self.splits = Splits(sprites, config.hold_out, {word.text for words in unseen.values() for word in words})
         self.shown = Shown() if config.shown is None else Shown.read(config.shown)
         self.concepts = choose_concepts(sprites, config.concepts)
         self.styles = config.styles or list(sprites.styles)

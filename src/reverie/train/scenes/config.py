@@ -23,6 +23,7 @@ class ScenesConfig(BaseModel):
         hold_out: what is never shown; see `reverie.train.scenes.splits`.
         shown: a JSON file of what an earlier stage of the training did show, `{"things": [[name, style], ...], "words":
             [...]}`: it is still not trained on, and never asked as something withheld.
+        unseen: a JSON file `{thing: [name, ...], ...}` of further names, which are withheld, too: never trained on.
         first_style: share of scenes in the first style.
         unnamed: share of its captions that leave the style out.
         keywords: share of captions that are lists of key words.
@@ -42,6 +43,7 @@ class ScenesConfig(BaseModel):
     mix: dict[Kind, float] = USUAL_MIX
     hold_out: list[Split] = list(SPLITS)
     shown: Path | None = None
+    unseen: Path | None = None
     first_style: float = Field(0.3, ge=0, le=1)
     unnamed: float = Field(0.5, ge=0, le=1)
     keywords: float = Field(0.25, ge=0, le=1)

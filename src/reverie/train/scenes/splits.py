@@ -35,10 +35,16 @@ def fraction(*names: str) -> float:
 
 
 class Splits:
-    """What is withheld, for the things of a folder of sprites."""
+    """What is withheld, for the things of a folder of sprites.
 
-    def __init__(self, sprites: Sprites, withheld: Collection[Split] = SPLITS) -> None:
-        self._withheld = frozenset(withheld)
+    Args:
+        unseen: names that are withheld beside those that the hash chooses.
+    """
+
+    def __init__(
+        self, sprites: Sprites, withheld: Collection[Split] = SPLITS, unseen: Collection[str] = frozenset()
+    ) -> None:
+        self._withheld, self._unseen = frozenset(withheld), frozenset(unseen)
         self.styles = {c.name: self._style(c) for c in sprites.concepts.values()}
         self.colours = {c.name: self._colours(c) for c in sprites.concepts.values()}
         # The main name of one thing may be a synonym of another; it is always trained.
@@ -70,6 +76,8 @@ class Splits:
 
     def word(self, text: str, language: str = "en") -> bool:
         """Whether a name is never used."""
+        if language == "en" and text in self._unseen:
+            return True
         if "word" not in self._withheld or (language == "en" and text in self._main):
             return False
         return fraction("word", language, text) < WORD_SHARE
