@@ -27,6 +27,12 @@ def test_a_weight_is_made_once_for_each_shape() -> None:
     assert wanted(packs, source) is first and packs.size == 2 * SIZE
 
 
+def test_room_is_asked_for_what_a_weight_grows_to() -> None:
+    packs, (source,) = Packs(lambda: 3 * SIZE), weights(1)
+    assert packs.get(source, "small", lambda: source.repeat(4), 4.0) is None
+    assert packs.get(source, "small", lambda: source.repeat(3), 3.0) is not None and packs.size == 3 * SIZE
+
+
 def test_equal_weights_are_not_the_same() -> None:
     packs, one, other = Packs(lambda: 10 * SIZE), torch.ones(16), torch.ones(16)
     assert wanted(packs, one) is not wanted(packs, other)

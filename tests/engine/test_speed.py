@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import reverie
@@ -28,12 +30,13 @@ from reverie.errors import RequestError
 from reverie.nets import ways
 from reverie.nets.attention import Attention
 from reverie.nets.ways import ChosenConv2d, ChosenLinear
+from tests.adapters.controls import control, diffusers
 from tests.apps import models
 
 CLOSE = 1e-4
 CPU = torch.device("cpu")
 OLD, NEW = Processor("old", frozenset({"avx2"}), 2), Processor("new", frozenset({"avx512_bf16"}), 2)
-WAYS = ("plain", "onednn", "channels_last", "packed", "blocks")
+WAYS = ("plain", "onednn", "channels_last", "packed", "winograd", "blocks")
 
 
 @pytest.fixture(autouse=True)
@@ -180,7 +183,7 @@ def test_where_memory_is_short_layers_are_plain(monkeypatch: pytest.MonkeyPatch)
 
 def test_without_the_private_operators_layers_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     prefer("packed", monkeypatch)
-    monkeypatch.setattr(speed, "onednn_computes", lambda _: False)
+    monkeypatch.setattr("reverie.nets.ways.onednn_computes", lambda _: False)
     assert linear_used(Speed(CPU, torch.float32), 16, torch.randn(4, 16)) == "plain"
 
 
@@ -218,6 +221,17 @@ def test_the_guess_of_convolutions(dtype: torch.dtype, side: int, guess: str) ->
     assert way.name == guess
 
 
+@pytest.mark.parametrize(("calls", "side", "channels", "guess"), [
+    (1, 64, 256, "winograd"), (8, 24, 256, "winograd"), (1, 24, 256, "plain"), (1, 64, 128, "channels_last"),
+])  # fmt: skip
+def test_deep_convolutions_are_guessed_where_their_weights_are_repaid(
+    calls: int, side: int, channels: int, guess: str
+) -> None:
+    layer = nn.Conv2d(channels, channels, 3, padding=1).requires_grad_(False)
+    chooser = ByCost(Speed(CPU, torch.float32), calls)
+    assert chooser._guessed_convolution(layer, torch.zeros(2, channels, side, side)).name == guess
+
+
 # Whole pictures
 
 
@@ -252,7 +266,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 def test_pictures_in_every_way(name: str, root: Path, usual: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     measured, model = prefer(name, monkeypatch), opened(root)
     assert (draw(model) - draw(usual)).abs().max() < CLOSE
-    assert measured and (model.speed.packs.size > 0) == (name == "packed")
+    assert measured and (model.speed.packs.size > 0) == (name in {"packed", "winograd"})
     seen = len(measured)
     draw(model, seed=8)
     assert len(measured) == seen  # the second picture finds everything
@@ -266,6 +280,20 @@ def test_packed_pictures_with_other_fields(
     model = opened(root)
     assert (draw(model, **fields) - draw(usual, **fields)).abs().max() < CLOSE
     assert model.speed.packs.size > 0
+
+
+def test_a_controlnet_is_computed_in_the_ways_chosen(
+    root: Path, usual: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unet = diffusers.UNet2DConditionModel.from_pretrained(root / "unet")
+    control(unet, conditioning_embedding_out_channels=(8, 8, 16, 16)).save_pretrained(tmp_path / "net")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "edges.png")
+    fields = {"controls": [{"kind": "canny", "picture": str(tmp_path / "edges.png"), "net": str(tmp_path / "net")}]}
+    measured, plain = prefer("winograd", monkeypatch), draw(opened(root))
+    alone = len(measured)
+    found = draw(opened(root), **fields)
+    assert len(measured) > alone > 0 and (found - plain).abs().max() > CLOSE
+    assert (found - draw(usual, **fields)).abs().max() < CLOSE
 
 
 def test_the_network_is_shared_and_untouched(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,8 @@ def computed(way: Way[Any], layer: Any, x: Tensor) -> Tensor:
 def usable(way: Way[Any], dtype: torch.dtype) -> None:
     if way.private and not onednn_computes(dtype):
         pytest.skip(f"no packed {dtype} on this processor")
+    if way.name == "winograd" and dtype != torch.float32:
+        pytest.skip("in float32 alone")
 
 
 def error(found: Tensor, true: Tensor) -> float:
@@ -87,6 +89,9 @@ def test_linear_layers(way: Way[nn.Linear], shape: tuple[int, int, int], bias: b
 def test_convolutions(way: Way[nn.Conv2d], shape: tuple[int, ...], layout: torch.memory_format) -> None:
     usable(way, torch.float32)
     layer, x, true = convolution(*shape)
+    if not way.usable(layer, x):
+        assert way.name == "winograd" and shape[3:5] != (3, 1)
+        return
     assert error(computed(way, layer, x.contiguous(memory_format=layout)), true) < EXACT
 
 

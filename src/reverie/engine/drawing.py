@@ -90,7 +90,7 @@ class Kit:
     def _steerer(self) -> "Steerer":
         from reverie.engine.steering import Steerer  # many modules, for requests that want them
 
-        return Steerer(self._model, self._request, self.equipment.library)
+        return Steerer(self._model, self._request, self.equipment.library, self.evaluations)
 
     def used(self, own: Request) -> dict[str, str]:
         """SHA-256 of the adapters that were used for a picture, by kind and name."""

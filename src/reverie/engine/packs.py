@@ -44,15 +44,19 @@ class Packs:
         """Bytes that are kept."""
         return sum(pack.size for own in self._packs.values() for pack in own.values())
 
-    def get(self, source: Tensor, shape: Hashable, make: Callable[[], Tensor]) -> Tensor | None:
-        """The weight made of `source` for inputs of a shape; None where there is no room for it."""
+    def get(self, source: Tensor, shape: Hashable, make: Callable[[], Tensor], growth: float = 1.0) -> Tensor | None:
+        """The weight made of `source` for inputs of a shape; None where there is no room for it.
+
+        Args:
+            growth: how many times as large as `source` it will be.
+        """
         with self._lock:
             self._clock += 1
             own: dict[Hashable, _Pack] = self._packs.setdefault(source, {})
             pack, state = own.get(shape), _state(source)
             if pack is None or pack.of != state:  # the weight itself was changed
                 own.pop(shape, None)
-                if not self._room(source.nbytes, (id(source), shape)):
+                if not self._room(int(growth * source.nbytes), (id(source), shape)):
                     return None
                 weight = make()
                 pack = own[shape] = _Pack(weight, state, _bytes(weight), 0)

@@ -28,6 +28,8 @@ MOST_COUNTED = 64  # evaluations; what is repaid by then is done
 UNTOLD = 1 << 32  # bytes for packed weights where the system does not say how much memory is free
 # Where nothing was measured:
 WIDE = 64 * 64  # pixels of a feature map from which float32 convolutions gain by channels-last
+# Channels and pixels, of all calls, from which Winograd's tiles gain more than their weights take to make ready.
+DEEP, REPAID = 256, 2 * 64 * 64
 MANY_KEYS = 1024  # from which attention by blocks gains where products of bfloat16 are native
 M = TypeVar("M", bound=nn.Module)
 
@@ -170,10 +172,16 @@ class ByCost:
         """What `nn.Conv2d` says."""
         last = x.is_contiguous(memory_format=torch.channels_last)
         shape = (*x.shape, *layer.weight.shape, *layer.stride, *layer.padding, *layer.dilation, layer.groups)
-        wide = x.dtype != torch.float32 or x.shape[-1] * x.shape[-2] >= WIDE
         return self._computed(
-            ("convolution", *shape, last, x.dtype), CONVOLUTION, layer, x, CONVOLUTION[1 if wide else 0]
+            ("convolution", *shape, last, x.dtype), CONVOLUTION, layer, x, self._guessed_convolution(layer, x)
         )
+
+    def _guessed_convolution(self, layer: nn.Conv2d, x: Tensor) -> Way[nn.Conv2d]:
+        plain, last, _, tiles = CONVOLUTION
+        pixels, channels = x.shape[-1] * x.shape[-2], min(layer.in_channels, layer.out_channels)
+        if tiles.usable(layer, x) and channels >= DEEP and self._calls * len(x) * pixels >= REPAID:
+            return tiles
+        return last if x.dtype != torch.float32 or pixels >= WIDE else plain
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What `nets.attention.attention` says."""
@@ -192,14 +200,17 @@ class ByCost:
         if x.dtype != weight.dtype or type(weight) is not nn.Parameter or x.requires_grad or weight.requires_grad:
             return usual.run(layer, x, weight)
         if key not in self._ways:
-            usable = {way.name: way for way in ways if not way.private or onednn_computes(x.dtype)}
+            usable = {way.name: way for way in ways if way.usable(layer, x)}
             trials = {name: _trial(way, layer, x) for name, way in usable.items()}
             self._ways[key] = usable[self._chosen(key, trials, usual.name, guess.name)]
         way: Way[L] = self._ways[key]
         if way.prepare is None:
             return way.run(layer, x, weight)
-        ready = self._speed.packs.get(weight, key, partial(way.prepare, layer, x))
-        return guess.run(layer, x, weight) if ready is None else way.run(layer, x, ready)
+        made_for = way.name if way.anywhere else key
+        ready = self._speed.packs.get(weight, made_for, partial(way.prepare, layer, x), way.growth)
+        if ready is None:  # no room for it
+            return (guess if guess.prepare is None else usual).run(layer, x, weight)
+        return way.run(layer, x, ready)
 
     def _chosen(self, key: tuple[object, ...], trials: Mapping[str, Trial], usual: str, guess: str) -> str:
         """The name of a way: by what is known of it, by measuring where the run is long, else a guess."""

@@ -135,15 +135,17 @@ class Steerer:
 
     Args:
         library: where files are looked for by name.
+        evaluations: about how often ControlNets will be asked.
 
     Raises:
         RequestError: no such file or picture, several that fit, a preprocessor that cannot run.
         CheckpointError: a file that is broken, or made for another model.
     """
 
-    def __init__(self, model: "Model", request: Request, library: Library) -> None:
-        self._model, self._request, self._library = model, request, library
+    def __init__(self, model: "Model", request: Request, library: Library, evaluations: int = 1) -> None:
+        self._model, self._request, self._library, self._evaluations = model, request, library, evaluations
         self._made: dict[tuple[int, int], Steering] = {}
+        self._formed: dict[ControlFile, ControlFile] = {}
         self.used: dict[str, str] = {}
 
     def at(self, width: int, height: int) -> Steering:
@@ -240,8 +242,10 @@ class Steerer:
             self._note("control", path, None)
             return self._placed(net)
         self._note("control", path, net.digest)
-        self._placed(net.network)
-        return net
+        if net not in self._formed:
+            network = self._model.speed.form(self._placed(net.network), self._evaluations)
+            self._formed[net] = replace(net, network=network)
+        return self._formed[net]
 
     def _open_net(self, path: Path) -> ControlFile | T2IAdapter:
         if _is_t2i(path):

@@ -1,4 +1,4 @@
-"""Ways to compute the same layer: torch's usual call, another layout in memory, weights packed for oneDNN.
+"""Ways to compute the same layer: torch's usual call, another layout in memory, weights packed for oneDNN, Winograd's.
 
 oneDNN computes with weights in an order that suits the processor and the shape of the input; torch brings them into it
 at every call, or hands the product to another library. `packed` does it once. The operators for that are private to
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from reverie.nets.attention import Attention
 from reverie.nets.forms import shared, with_layers
 from reverie.nets.mmdit import PictureProjections
+from reverie.nets.winograd import GROWTH, winograd, winograd_weight
 
 M = TypeVar("M", bound=nn.Module)
 L = TypeVar("L", nn.Linear, nn.Conv2d)
@@ -32,12 +33,22 @@ class Way(Generic[L]):
         run: `(layer, x, weight) -> y`.
         prepare: the weight as this way wants it, for inputs like `x`; None where it is taken as it is.
         private: whether it needs operators that are private to torch.
+        fits: which layers and inputs it can be used for; None for all.
+        growth: how many times as large as the weight the prepared one is.
+        anywhere: whether one prepared weight is good for inputs of every shape.
     """
 
     name: str
     run: Callable[[L, Tensor, Tensor], Tensor]
     prepare: Callable[[L, Tensor], Tensor] | None = None
     private: bool = False
+    fits: Callable[[L, Tensor], bool] | None = None
+    growth: float = 1.0
+    anywhere: bool = False
+
+    def usable(self, layer: L, x: Tensor) -> bool:
+        """Whether it can be used here."""
+        return (not self.private or onednn_computes(x.dtype)) and (self.fits is None or self.fits(layer, x))
 
 
 def _channels_last(x: Tensor) -> Tensor:
@@ -82,6 +93,31 @@ def _packed_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return result
 
 
+def _winograd_conv(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
+    """The answer is in channels-last order."""
+    return winograd(x, weight, layer.bias, _sides(layer))
+
+
+def _winograd_weight(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    return winograd_weight(layer.weight)
+
+
+def _fits_winograd(layer: nn.Conv2d, x: Tensor) -> bool:
+    """Whether Winograd's tiles are for this kernel; half types are too coarse for the points in between."""
+    usual = layer.kernel_size == (3, 3) and layer.stride == layer.dilation == (1, 1) and layer.groups == 1
+    return (
+        usual
+        and x.dtype == torch.float32
+        and all(s + 2 * p > 2 for s, p in zip(x.shape[2:], _sides(layer), strict=True))
+    )
+
+
+def _sides(layer: nn.Conv2d) -> tuple[int, int]:
+    assert not isinstance(layer.padding, str)
+    above, left = layer.padding
+    return above, left
+
+
 LINEAR = (
     Way[nn.Linear]("plain", _plain_linear),
     Way[nn.Linear]("onednn", _onednn_linear, private=True),
@@ -91,6 +127,7 @@ CONVOLUTION = (
     Way[nn.Conv2d]("plain", _plain_conv),
     Way[nn.Conv2d]("channels_last", _channels_last_conv),
     Way[nn.Conv2d]("packed", _onednn_conv, _packed_conv, private=True),
+    Way[nn.Conv2d]("winograd", _winograd_conv, _winograd_weight, fits=_fits_winograd, growth=GROWTH, anywhere=True),
 )
 
 

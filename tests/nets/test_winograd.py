@@ -1,0 +1,65 @@
+"""Winograd's 3x3 convolutions are those of the definition, up to rounding."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reverie.nets import winograd as module
+from reverie.nets.winograd import GROWTH, transforms, winograd, winograd_weight
+
+EXACT = 1e-5  # of the largest number, as of the other ways to compute a layer
+
+
+def filled(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def error(found: Tensor, true: Tensor) -> float:
+    return float((found.double() - true).abs().max() / true.abs().max())
+
+
+def test_the_transforms_are_exact() -> None:
+    inputs, weights, back = transforms()
+    tile, kernel = torch.randn(36, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
+    found = back @ ((weights @ kernel) * (inputs @ tile))
+    true = F.conv2d(tile.view(1, 1, 6, 6), kernel.view(1, 1, 3, 3)).flatten()
+    assert torch.allclose(found, true, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("worked", [1, 60_000, 8 << 20])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(1, 1), (3, 4), (8, 8), (9, 14), (17, 5)])
+@pytest.mark.parametrize("padding", [(1, 1), (2, 1), (1, 3)])
+def test_any_size_in_any_parts(
+    size: tuple[int, int],
+    padding: tuple[int, int],
+    layout: torch.memory_format,
+    worked: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "WORKED", worked)
+    x, weight, bias = filled(3, 5, *size).contiguous(memory_format=layout), filled(7, 5, 3, 3), filled(7)
+    true = F.conv2d(x.double(), weight.double(), bias.double(), padding=padding)
+    found = winograd(x, winograd_weight(weight), bias, padding)
+    assert found.shape == true.shape and error(found, true) < EXACT
+    assert torch.equal(winograd(x, winograd_weight(weight), None, padding) + bias[:, None, None], found)
+
+
+# Channels in and out and side of the map, as in SD 1.5: the deepest sums, and the widest map.
+@pytest.mark.parametrize("shape", [(2560, 1280, 8), (1280, 640, 16), (320, 320, 64)])
+def test_the_error_at_true_size(shape: tuple[int, int, int]) -> None:
+    source, width, side = shape
+    x, weight = F.silu(filled(1, source, side, side) * 3), filled(width, source, 3, 3) / (9 * source) ** 0.5
+    true = F.conv2d(x.double(), weight.double(), padding=1)
+    assert error(winograd(x, winograd_weight(weight), None, (1, 1)), true) < EXACT
+
+
+def test_weights_grow_as_said() -> None:
+    assert winograd_weight(filled(8, 4, 3, 3)).numel() == GROWTH * 8 * 4 * 9
+
+
+def test_without_padding_and_from_a_view() -> None:
+    x, weight = filled(2, 6, 12, 12)[:, ::2, 1:], filled(4, 3, 3, 3)
+    true = F.conv2d(x.double(), weight.double())
+    assert error(winograd(x, winograd_weight(weight), None, (0, 0)), true) < EXACT
