@@ -8,6 +8,7 @@ by the plan in turn, with the error between them; the ratio of each round counts
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from reverie.engine.remembered import Remembered
 from reverie.engine.speed import MOST_COUNTED, Speed
 from reverie.nets.attention import ATTENTION, attention
 from reverie.nets.unet import UNet, UNetConfig
-from reverie.nets.ways import CONVOLUTION, LINEAR, chosen, onednn_computes
+from reverie.nets.ways import CONVOLUTION, LINEAR, chosen
 
 HEADING = "## Layers and steps on a processor"
 SDXL = UNetConfig(
@@ -99,7 +100,7 @@ def layer_trials(ways: Any, make: Callable[[], Any], shape: tuple[int, ...], dty
             lambda: layer.weight if way.prepare is None else way.prepare(layer, own),
         )
 
-    return {way.name: of(way) for way in ways if not way.private or onednn_computes(dtype)}
+    return {way.name: of(way) for way in ways if way.usable(layer, x)}
 
 
 def attention_trials(queries: tuple[int, ...], keys: tuple[int, ...], dtype: torch.dtype) -> dict[str, Trial]:
@@ -139,6 +140,7 @@ def layers(config: UNetConfig, side: int, dtype: torch.dtype) -> Figures:
     figures: Figures = {}
     for name, flop in sorted(found.work.items(), key=lambda item: -item[1] * found.count[item[0]]):
         costs = timed(found.trials[name]())
+        print(f"{name}: {costs}", file=sys.stderr, flush=True)
         rates = {way: round(flop / cost.call / 1e9, 1) for way, cost in costs.items()}
         once = {way: round(cost.once, 4) for way, cost in costs.items() if way == "packed"}
         figures[name] = {"layers": found.count[name], "GFLOP": round(found.count[name] * flop / 1e9, 2),
@@ -159,6 +161,7 @@ def steps(config: UNetConfig, sides: list[int], dtype: torch.dtype, rounds: int)
             usual, _ = evaluated(unet, given)
             own, first = evaluated(form, given)
             pairs = [(evaluated(unet, given)[1], evaluated(form, given)[1]) for _ in range(rounds)]
+            print(f"{side}x{side}: plain and plan {pairs}", file=sys.stderr, flush=True)
             yield f"{side}x{side}", {
                 "plain": spread([a for a, _ in pairs]), "plan": spread([b for _, b in pairs]),
                 "times as fast": spread([a / b for a, b in pairs]), "first step, measured and packed": first,
