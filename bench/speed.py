@@ -140,7 +140,7 @@ def layers(config: UNetConfig, side: int, dtype: torch.dtype) -> Figures:
     figures: Figures = {}
     for name, flop in sorted(found.work.items(), key=lambda item: -item[1] * found.count[item[0]]):
         costs = timed(found.trials[name]())
-        print(f"{name}: {costs}", file=sys.stderr, flush=True)
+        print(name, file=sys.stderr, flush=True)
         rates = {way: round(flop / cost.call / 1e9, 1) for way, cost in costs.items()}
         once = {way: round(cost.once, 4) for way, cost in costs.items() if way == "packed"}
         figures[name] = {"layers": found.count[name], "GFLOP": round(found.count[name] * flop / 1e9, 2),

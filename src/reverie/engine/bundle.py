@@ -1,5 +1,6 @@
 """A loaded model: its parts, where they live and in which precision, and the one way to draw with them."""
 
+from contextlib import nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -13,6 +14,7 @@ from reverie.diffusion.parameterisation import PARAMETERISATIONS
 from reverie.engine import latents as latent_space
 from reverie.engine.blockwise import blocks_of, blockwise
 from reverie.engine.compiling import COMPILE, Compile, Compiler
+from reverie.engine.heap import kept_heap
 from reverie.engine.measures import TILES, Measures, Works, parse_size
 from reverie.engine.memory import frugally
 from reverie.engine.opened import Opened
@@ -294,7 +296,8 @@ class Model:
         """As `generate`, from a ready request."""
         from reverie.engine.generate import generate
 
-        return generate(self, request, progress=progress, watch=watch)
+        with kept_heap() if self.speed.acts and self.memory is None else nullcontext():
+            return generate(self, request, progress=progress, watch=watch)
 
 
 def load(
