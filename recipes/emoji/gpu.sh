@@ -8,9 +8,11 @@ set -eu
 
 reverie train autoencoder recipes/emoji/gpu_autoencoder.toml
 reverie train diffusion recipes/emoji/gpu_diffusion.toml
+[ -d runs/gpu-model ] || python -m recipes.emoji.meanings --model runs/gpu-diffusion/export \
+    --config recipes/emoji/gpu_diffusion.toml --out runs/gpu-model
 reverie train judge recipes/emoji/gpu_judge.toml
 
-reverie evaluate scenes --model runs/gpu-diffusion/export --judge runs/gpu-judge/export \
+reverie evaluate scenes --model runs/gpu-model --judge runs/gpu-judge/export \
     --config recipes/emoji/gpu_diffusion.toml --count 500 --out runs/gpu-evaluation
 python -m recipes.emoji.card --evaluation runs/gpu-evaluation --autoencoder recipes/emoji/gpu_autoencoder.toml \
     --diffusion recipes/emoji/gpu_diffusion.toml --on "$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1)"

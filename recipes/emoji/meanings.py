@@ -186,19 +186,26 @@ def teach(model: Path, out: Path, meaning: Mapping[str, str], trained: Iterable[
     merges = Merges(read_merges(model / "tokenizer"), trained)
     single = {word: known for word, known in meaning.items() if known + WORD_END in before}
     placed = {word: known for word, known in single.items() if merges.add(word)}
-    shutil.copytree(model, out)
-    for name, text in vocabulary_files(merges.merges).items():
-        (out / "tokenizer" / name).write_text(text, encoding="utf-8")
-    shutil.copy(model / "tokenizer" / "tokenizer_config.json", out / "tokenizer")
-    ids = vocabulary(merges.merges)
-    file, config = out / "text_encoder" / "model.safetensors", out / "text_encoder" / "config.json"
-    weights = load_file(file)
-    weights[TOKENS] = widened(weights[TOKENS], before, merges.merges, placed)
-    save_file(weights, file, {"format": "pt"})
-    facts = json.loads(config.read_text(encoding="utf-8"))
-    facts |= {"vocab_size": len(ids), "bos_token_id": ids[START], "eos_token_id": ids[END], "pad_token_id": ids[END]}
-    config.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    part = out.with_name(out.name + ".partial")
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(model, part)
+    for name in ("vocab.json", "merges.txt"):
+        (part / "tokenizer" / name).write_text(vocabulary_files(merges.merges)[name], encoding="utf-8")
+    _write_encoder(part / "text_encoder", before, merges.merges, placed)
+    part.rename(out)
     return placed
+
+
+def _write_encoder(
+    folder: Path, before: Mapping[str, int], merges: Sequence[Merge], meaning: Mapping[str, str]
+) -> None:
+    """The text encoder in `folder`, with vectors for all tokens."""
+    weights = load_file(folder / "model.safetensors")
+    weights[TOKENS] = widened(weights[TOKENS], before, merges, meaning)
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    facts, ids = json.loads((folder / "config.json").read_text(encoding="utf-8")), vocabulary(merges)
+    facts |= {"vocab_size": len(ids), "bos_token_id": ids[START], "eos_token_id": ids[END], "pad_token_id": ids[END]}
+    (folder / "config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

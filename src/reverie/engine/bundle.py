@@ -1,6 +1,6 @@
 """A loaded model: its parts, where they live and in which precision, and the one way to draw with them."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -235,24 +235,20 @@ class Model:
     def decode(self, latents: Tensor, request: Request) -> Tensor:
         """Scaled latents -> pixels `(B, 3, H, W)` in [0, 1]; in tiles where asked, or where memory runs out."""
         vae = self._vae(request)
-        return frugally(
-            "decoding",
-            [
-                (name, partial(latent_space.decode, vae, latents, self.dtype, tile))
-                for name, tile in self._tiles(request)
-            ],
-        )
+        ways = [
+            (name, partial(latent_space.decode, vae, latents, self.dtype, tile)) for name, tile in self._tiles(request)
+        ]
+        with self._heap():
+            return frugally("decoding", ways)
 
     def encode(self, pixels: Tensor, request: Request) -> tuple[Tensor, Tensor]:
         """Pixels `(B, 3, H, W)` in [0, 1] -> mean and standard deviation of their latents, not scaled."""
         vae = self._vae(request)
-        return frugally(
-            "encoding",
-            [
-                (name, partial(latent_space.encode, vae, pixels, self.dtype, tile))
-                for name, tile in self._tiles(request)
-            ],
-        )
+        ways = [
+            (name, partial(latent_space.encode, vae, pixels, self.dtype, tile)) for name, tile in self._tiles(request)
+        ]
+        with self._heap():
+            return frugally("encoding", ways)
 
     def upscaler(self, name: str) -> Upscaler:
         """An upscaler by name or file, on the model's device."""
@@ -296,8 +292,11 @@ class Model:
         """As `generate`, from a ready request."""
         from reverie.engine.generate import generate
 
-        with kept_heap() if self.speed.acts and self.memory is None else nullcontext():
+        with self._heap():
             return generate(self, request, progress=progress, watch=watch)
+
+    def _heap(self) -> AbstractContextManager[None]:
+        return kept_heap() if self.speed.acts and self.memory is None else nullcontext()
 
 
 def load(

@@ -29,7 +29,7 @@ UNTOLD = 1 << 32  # bytes for packed weights where the system does not say how m
 # Where nothing was measured:
 WIDE = 64 * 64  # pixels of a feature map from which float32 convolutions gain by channels-last
 # Channels and pixels, of all calls, from which Winograd's tiles gain more than their weights take to make ready.
-DEEP, REPAID = 256, 2 * 64 * 64
+DEEP, REPAID = 256, 64 * 64
 MANY_KEYS = 1024  # from which attention by blocks gains where products of bfloat16 are native
 M = TypeVar("M", bound=nn.Module)
 
