@@ -17,6 +17,7 @@ from reverie.engine.remembered import Remembered
 from reverie.places import user_cache
 
 ENOUGH = 0.1  # seconds of one call; what takes longer is timed once, else three times
+FAR = 1.5  # times the fastest call: a way that takes long, and longer than this at first, is not timed again
 GAIN = 0.95  # of the usual way's time: less is noise
 
 
@@ -98,9 +99,10 @@ def timed(trials: Mapping[str, Trial]) -> dict[str, Cost]:
         weights[name] = trial.prepare()
         once[name] = time.perf_counter() - start
     first = {name: _seconds(trial, weights[name]) for name, trial in trials.items()}  # warms up, too
-    rounds = 3 if max(first.values()) < ENOUGH else 1
-    rest = [{name: _seconds(trial, weights[name]) for name, trial in trials.items()} for _ in range(rounds)]
-    return {name: Cost(min(one[name] for one in rest), once[name]) for name in trials}
+    long = max(first.values()) >= ENOUGH
+    near = [name for name in trials if not long or first[name] <= FAR * min(first.values())]
+    rounds = [{name: _seconds(trials[name], weights[name]) for name in near} for _ in range(1 if long else 3)]
+    return {name: Cost(min(one.get(name, first[name]) for one in rounds), once[name]) for name in trials}
 
 
 def _seconds(trial: Trial, weight: Tensor) -> float:
