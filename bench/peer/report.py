@@ -89,9 +89,10 @@ def note(figures: Figures, machine: Mapping[str, Any]) -> str:
     return (
         "`python bench/peers.py`: every measurement is a process of its own, the programs in turn; medians of "
         f"{runs} run{'s' * (runs > 1)}, ratios within one run only. Random weights of the true size in float16 files; "
-        "DDIM, guidance 7.5, one picture. `first`: the first step (or decoding), with compilation, packing and the "
-        "prompt. `of the peak`: the work of the step or the decoding, over the seconds, over the fastest product of "
-        f"matrices of that type here ({peaks}). `own`: memory of the process alone, `total`: with the touched pages of "
+        "DDIM, guidance 7.5, one picture. `first`: the first step (or decoding), with compilation, packing, the "
+        "prompt and, on a machine that Reverie is new to, its measuring. `of the peak`: the work that the step or the "
+        "decoding is by definition (Winograd's tiles do less), over the seconds, over the fastest product of matrices "
+        f"of that type here ({peaks}). `own`: memory of the process alone, `total`: with the touched pages of "
         "the mapped file; both beyond what the interpreter takes. `error`: of the last latents against diffusers in "
         f"float32, root mean square over that of these. {others}; where that was more than {QUIET:.0%} there is a *. "
         f"{machine['cores']} cores of {machine['cpu']} ({', '.join(machine['instructions'])}), "
