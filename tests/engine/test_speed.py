@@ -6,6 +6,7 @@ plain networks within 1e-4 of [0, 1], as wherever sums run in another order.
 
 import gc
 import threading
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -317,6 +318,17 @@ def test_a_network_that_was_brought_anew_has_a_new_form() -> None:
     network.register_parameter("weight", nn.Parameter(torch.ones(16, 16), requires_grad=False))
     plan.forget()
     assert plan.form(network, 16).weight is network.weight
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_network_that_nobody_has_goes_with_its_forms(large: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "LARGE", 1 if large else 1 << 30)
+    network, plan = nn.Sequential(nn.Linear(16, 16).requires_grad_(False)), Speed(CPU, torch.float32)
+    assert (plan.form(network, 16) is network) is not large
+    seen = weakref.ref(network)
+    del network
+    gc.collect()
+    assert seen() is None and not plan._forms
 
 
 def test_packed_layers_go_with_the_model(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """A loaded model: its parts, where they live and in which precision, and the one way to draw with them."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property, partial
 from pathlib import Path
@@ -37,6 +38,7 @@ Precision = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BUNDLED = "emoji"
 M = TypeVar("M", bound=nn.Module)
+R = TypeVar("R")
 
 
 class Residents:
@@ -234,21 +236,19 @@ class Model:
 
     def decode(self, latents: Tensor, request: Request) -> Tensor:
         """Scaled latents -> pixels `(B, 3, H, W)` in [0, 1]; in tiles where asked, or where memory runs out."""
-        vae = self._vae(request)
-        ways = [
-            (name, partial(latent_space.decode, vae, latents, self.dtype, tile)) for name, tile in self._tiles(request)
-        ]
-        with self._heap():
-            return frugally("decoding", ways)
+        return self._by_vae("decoding", latent_space.decode, latents, request)
 
     def encode(self, pixels: Tensor, request: Request) -> tuple[Tensor, Tensor]:
         """Pixels `(B, 3, H, W)` in [0, 1] -> mean and standard deviation of their latents, not scaled."""
+        return self._by_vae("encoding", latent_space.encode, pixels, request)
+
+    def _by_vae(
+        self, what: str, compute: Callable[[Autoencoder, Tensor, torch.dtype, int], R], x: Tensor, request: Request
+    ) -> R:
         vae = self._vae(request)
-        ways = [
-            (name, partial(latent_space.encode, vae, pixels, self.dtype, tile)) for name, tile in self._tiles(request)
-        ]
+        ways = [(name, partial(compute, vae, x, self.dtype, tile)) for name, tile in self._tiles(request)]
         with self._heap():
-            return frugally("encoding", ways)
+            return frugally(what, ways)
 
     def upscaler(self, name: str) -> Upscaler:
         """An upscaler by name or file, on the model's device."""

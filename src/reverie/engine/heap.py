@@ -17,6 +17,7 @@ from typing import Any
 # mallopt(3)
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD, MMAP_MAX = -1, -2, -3, -4
 KEEPING = {MMAP_MAX: 0, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 64 << 20}
+# glibc adjusts its limits itself until one is set; these are what that comes to where large blocks were freed.
 USUAL = {MMAP_MAX: 65536, TRIM_THRESHOLD: 64 << 20, TOP_PAD: 128 << 10, MMAP_THRESHOLD: 32 << 20}
 _lock, _users = threading.Lock(), [0]
 

@@ -6,9 +6,10 @@ network up to the order in which a product is summed up: 1e-5 in float32, about 
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,7 @@ class Speed:
         self.processor = processor or Processor.here()
         self.packs = Packs(lambda: available(device) // 2 or UNTOLD)
         self._calibration = calibration
-        self._forms: dict[tuple[int, int], tuple[nn.Module, nn.Module]] = {}
+        self._forms: WeakKeyDictionary[nn.Module, dict[int, nn.Module | None]] = WeakKeyDictionary()
 
     @property
     def acts(self) -> bool:
@@ -137,10 +138,12 @@ class Speed:
         if not self.acts:
             return network
         calls = 1 << (min(max(evaluations, 1), MOST_COUNTED).bit_length() - 1)
-        if (id(network), calls) not in self._forms:
-            form = chosen(network, ByCost(self, calls)) if is_large(network) else network
-            self._forms[id(network), calls] = network, form  # the network, too, or another might get its id
-        found = self._forms[id(network), calls][1]
+        own = self._forms.setdefault(network, {})
+        if calls not in own:
+            own[calls] = chosen(network, ByCost(self, calls)) if is_large(network) else None
+        found = own[calls]
+        if found is None:  # it is not kept as its own form, or it would never go
+            return network
         assert isinstance(found, type(network))
         return found
 
@@ -159,6 +162,7 @@ class ByCost:
     def __init__(self, speed: Speed, calls: int) -> None:
         self._speed, self._calls = speed, calls
         self._ways: dict[tuple[object, ...], Any] = {}
+        self._spare: dict[tuple[object, ...], Any] = {}
 
     def __deepcopy__(self, memo: object) -> "ByCost":
         return self  # copies of a network (tiles) share what is known and packed
@@ -166,15 +170,14 @@ class ByCost:
     def linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
         """What `nn.Linear` says."""
         key = ("linear", x.numel() // x.shape[-1], *layer.weight.shape, x.dtype)
-        return self._computed(key, LINEAR, layer, x, LINEAR[0])
+        return self._computed(key, LINEAR, layer, x, lambda: LINEAR[0])
 
     def convolution(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
         """What `nn.Conv2d` says."""
         last = x.is_contiguous(memory_format=torch.channels_last)
         shape = (*x.shape, *layer.weight.shape, *layer.stride, *layer.padding, *layer.dilation, layer.groups)
-        return self._computed(
-            ("convolution", *shape, last, x.dtype), CONVOLUTION, layer, x, self._guessed_convolution(layer, x)
-        )
+        guess = partial(self._guessed_convolution, layer, x)
+        return self._computed(("convolution", *shape, last, x.dtype), CONVOLUTION, layer, x, guess)
 
     def _guessed_convolution(self, layer: nn.Conv2d, x: Tensor) -> Way[nn.Conv2d]:
         plain, last, _, tiles = CONVOLUTION
@@ -194,7 +197,9 @@ class ByCost:
         result: Tensor = self._ways[key](q, k, v)
         return result
 
-    def _computed(self, key: tuple[object, ...], ways: Sequence[Way[L]], layer: L, x: Tensor, guess: Way[L]) -> Tensor:
+    def _computed(
+        self, key: tuple[object, ...], ways: Sequence[Way[L]], layer: L, x: Tensor, guess: Callable[[], Way[L]]
+    ) -> Tensor:
         """What a layer says, in the way of its shape; in the usual way where gradients are wanted or types differ."""
         usual, weight = ways[0], layer.weight
         if x.dtype != weight.dtype or type(weight) is not nn.Parameter or x.requires_grad or weight.requires_grad:
@@ -202,14 +207,16 @@ class ByCost:
         if key not in self._ways:
             usable = {way.name: way for way in ways if way.usable(layer, x)}
             trials = {name: _trial(way, layer, x) for name, way in usable.items()}
-            self._ways[key] = usable[self._chosen(key, trials, usual.name, guess.name)]
+            guessed = guess()
+            self._spare[key] = guessed if guessed.prepare is None else usual
+            self._ways[key] = usable[self._chosen(key, trials, usual.name, guessed.name)]
         way: Way[L] = self._ways[key]
         if way.prepare is None:
             return way.run(layer, x, weight)
         made_for = way.name if way.anywhere else key
         ready = self._speed.packs.get(weight, made_for, partial(way.prepare, layer, x), way.growth)
         if ready is None:  # no room for it
-            return (guess if guess.prepare is None else usual).run(layer, x, weight)
+            way, ready = self._spare[key], weight
         return way.run(layer, x, ready)
 
     def _chosen(self, key: tuple[object, ...], trials: Mapping[str, Trial], usual: str, guess: str) -> str:

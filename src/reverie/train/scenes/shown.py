@@ -69,8 +69,9 @@ def read_unseen(path: Path, sprites: Sprites) -> dict[str, tuple[Word, ...]]:
 
 def also_called(sprites: Sprites, names: dict[str, tuple[Word, ...]]) -> Sprites:
     """The same sprites with further names of things."""
-    more = {name: replace(c, words=c.words + names.get(name, ())) for name, c in sprites.concepts.items()}
-    return replace(sprites, concepts=more)
+    known = sprites.concepts
+    more = {name: replace(known[name], words=known[name].words + words) for name, words in names.items()}
+    return replace(sprites, concepts=known | more)
 
 
 def _read(key: str, path: Path) -> Any:
