@@ -1,6 +1,8 @@
 """Whole toy runs: stopping and going on changes nothing, the loss falls, what is exported draws."""
 
 import json
+import os
+import signal
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import reverie
+from reverie.checkpoint.source import open_weights
 from reverie.diffusion.process import Process
 from reverie.errors import ConfigError
 from reverie.families.sd1 import folder
@@ -51,6 +54,26 @@ def test_stopping_and_going_on_changes_no_bit(
     assert toy.log(whole) == toy.log(halves)
     assert [line["step"] for line in toy.log(whole)] == list(range(1, 9))
     assert a.keys() > {f"ema.{name}" for name, _ in whole.method.network.named_parameters()}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_keeps_the_step_under_way(tmp_path: Path, vae: Path, number: signal.Signals) -> None:
+    """Stopped after 3 of 8 steps, between two checkpoints: what the second run has learned is the same, bit for bit."""
+
+    def stop(step: int, _: dict[str, float]) -> None:
+        if step == 3:
+            os.kill(os.getpid(), number)
+
+    whole = toy.trained(runs(tmp_path, vae, "diffusion", "whole"))
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        toy.trained(runs(tmp_path, vae, "diffusion", "stopped"), report=stop)
+    assert signal.getsignal(number) is before
+    assert open_weights(tmp_path / "stopped" / "checkpoint.safetensors").metadata["step"] == "3"
+    rest = toy.trained(runs(tmp_path, vae, "diffusion", "stopped"))
+    a, b = toy.state(whole), toy.state(rest)
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert [line["step"] for line in toy.log(rest)] == list(range(1, 9))
 
 
 def test_the_loss_falls(tmp_path: Path) -> None:

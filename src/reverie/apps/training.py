@@ -41,7 +41,12 @@ def run_training(kind: Kind, config: Path, device: str, until: int | None) -> No
             words = (f"{k} {v:.4g}" for k, v in shown.items() if k not in {"seconds", "learning_rate", "gradient_norm"})
             progress.update(task, completed=step, description=f"{kind}: {', '.join(words)}")
 
-        trainer.run(report, until)
+        try:
+            trainer.run(report, until)
+        except KeyboardInterrupt:
+            kept = "; the same command goes on from here" if devices.count == 1 else ""
+            console.note(f"stopped at step {trainer.step} of {loop.steps}{kept}")
+            raise
     console.out.print(f"written to {loop.out / 'export'}", markup=False)
 
 

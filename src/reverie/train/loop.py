@@ -1,10 +1,13 @@
 """The training loop, and the checkpoint it can stop at and go on from, bit for bit."""
 
 import math
+import signal
+import threading
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Protocol
 
 import torch
@@ -52,6 +55,30 @@ def learning_rate(config: LoopConfig, step: int) -> float:
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
+@contextmanager
+def _requests_to_stop(devices: Devices) -> Iterator[threading.Event]:
+    """The first ctrl-C or SIGTERM sets the event, so that a step is never cut; a second one stops at once.
+
+    Only on one device (others would wait for the one that stopped) and in the main thread, as Python wants it.
+    """
+    asked = threading.Event()
+    if devices.count > 1 or threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Trainer:
     """Network, optimiser and average of one run.
 
@@ -74,9 +101,13 @@ class Trainer:
             self._begin_with(config.start)
 
     def run(self, report: Report, until: int | None = None) -> None:
-        """Train to the last step (or to step `until`), then export the averaged weights."""
+        """Train to the last step (or to step `until`), then export the averaged weights.
+
+        Raises:
+            KeyboardInterrupt: ctrl-C or SIGTERM; on one device the step under way was finished and kept.
+        """
         last = self.config.steps if until is None else min(until, self.config.steps)
-        with self._journal() as journal:
+        with self._journal() as journal, _requests_to_stop(self.devices) as stop:
             while self.step < last:
                 started = time.perf_counter()
                 numbers = self._one_step()
@@ -85,6 +116,9 @@ class Trainer:
                     journal.step(self.step, numbers)
                     report(self.step, numbers)
                     self._keep(journal, last)
+                if stop.is_set() and self.step < last:
+                    self._save()
+                    raise KeyboardInterrupt
         if self.devices.rank == 0:
             self.method.export(self.ema.shadow, self.config.out / "export")
         self.devices.wait()
