@@ -187,13 +187,13 @@ def measured(bench: Bench, measures: list[str], variants: list[str], count: int)
     """Everything that was asked for."""
     able = prepared(bench, measures, variants)
     top = require(bench.run(Job("peak", device=bench.device)), "peak")
+    stamp = time.strftime("%Y-%m-%d %H:%M")
     figures: Found = {
         "device": bench.device,
         "packages": _plain(require(bench.run(Job("versions")), "versions")),
-        "peak": _plain(top),
+        "runs": {stamp: {"peak": _plain(top), "commit": machine()["commit"]}},
         "work": _plain(require(bench.run(Job("work", options=dict.fromkeys(measures))), "work")),
     }
-    stamp = time.strftime("%Y-%m-%d %H:%M")
     for name, of_variants in rounds(bench, measures, able, count).items():
         figures[name] = {variant: summary(runs, stamp) for variant, runs in of_variants.items()}
         for variant, found in figures[name].items():

@@ -1,6 +1,6 @@
 """The figures in Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from common import versions
@@ -59,10 +59,10 @@ def ratio(reference: Mapping[str, Any], own: Mapping[str, Any]) -> str:
 
 
 def fraction(name: str, own: Mapping[str, Any], figures: Figures) -> str:
-    """Of the device's measured peak in the type that was computed in; empty where one of these is not known."""
+    """Of the peak that the same run measured in the type that was computed in; empty where one is not known."""
     measure = MEASURES[name]
     tera = figures.get("work", {}).get(name)
-    top = figures.get("peak", {}).get(own.get("note"))
+    top = figures.get("runs", {}).get(own.get("run"), {}).get("peak", {}).get(own.get("note"))
     if tera is None or not top or measure.kind == "picture":
         return ""
     return f"{tera / own['seconds']['median'] / top:.0%}"
@@ -81,20 +81,38 @@ def number(value: float) -> str:
 def note(figures: Figures, machine: Mapping[str, Any]) -> str:
     """How it was measured, where and with what."""
     packages = versions(figures.get("packages", {}))
-    peaks = ", ".join(f"{top:.3g} TFLOP/s in {name}" for name, top in figures.get("peak", {}).items())
     rows = [own for name in MEASURES for own in figures.get(name, {}).values()]
     loads = [own["foreign"] for own in rows if own.get("foreign") is not None]
     others = f"Others used up to {max(loads):.0%} of the processors meanwhile" if loads else "Foreign load is not known"
-    runs = len({own["run"] for own in rows if "run" in own})
+    stamps = {own["run"] for own in rows if "run" in own}
+    runs = [run for stamp, run in figures.get("runs", {}).items() if stamp in stamps]
+    rounds = sorted(own["seconds"]["rounds"] for own in rows if "seconds" in own)
+    commits = ", ".join(dict.fromkeys(run["commit"] for run in runs))
     return (
         "`python bench/peers.py`: every measurement is a process of its own, the programs in turn; medians of "
-        f"{runs} run{'s' * (runs > 1)}, ratios within one run only. Random weights of the true size in float16 files; "
-        "DDIM, guidance 7.5, one picture. `first`: the first step (or decoding), with compilation, packing, the "
-        "prompt and, on a machine that Reverie is new to, its measuring. `of the peak`: the work that the step or the "
-        "decoding is by definition (Winograd's tiles do less), over the seconds, over the fastest product of matrices "
-        f"of that type here ({peaks}). `own`: memory of the process alone, `total`: with the touched pages of "
-        "the mapped file; both beyond what the interpreter takes. `error`: of the last latents against diffusers in "
-        f"float32, root mean square over that of these. {others}; where that was more than {QUIET:.0%} there is a *. "
+        f"{span(rounds)} round{'s' * (max(rounds, default=0) > 1)}, ratios within one run only. Random weights of "
+        "the true size in float16 files; DDIM, guidance 7.5, one picture. `first`: the first step (or decoding), with "
+        "compilation, packing, the prompt and, on a machine that Reverie is new to, its measuring. `of the peak`: the "
+        "work that the step or the decoding is by definition (Winograd's tiles do less), over the seconds, over the "
+        f"fastest product of matrices of that type in the same run ({peaks(runs)}). `own`: memory of the process "
+        "alone, `total`: with the touched pages of the mapped file; both beyond what the interpreter takes. `error`: "
+        "of the last latents against diffusers in float32, root mean square over that of these. "
+        f"{others}; where that was more than {QUIET:.0%} there is a *. "
         f"{machine['cores']} cores of {machine['cpu']} ({', '.join(machine['instructions'])}), "
-        f"{figures.get('device', 'cpu')}, Python {machine['python']}, {packages}; commit {machine['commit']}."
+        f"{figures.get('device', 'cpu')}, Python {machine['python']}, {packages}; commit {commits}."
     )
+
+
+def peaks(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The fastest products of matrices, least and most of the runs."""
+    types = dict.fromkeys(name for run in runs for name in run["peak"])
+    found = {name: [run["peak"][name] for run in runs if name in run["peak"]] for name in types}
+    return ", ".join(
+        f"{span([f'{top:.3g}' for top in sorted(tops)])} TFLOP/s in {name}" for name, tops in found.items()
+    )
+
+
+def span(values: Sequence[object]) -> str:
+    """The first and the last of a sorted row; one where they are alike."""
+    ends = [str(values[0]), str(values[-1])] if values else ["0"]
+    return "–".join(dict.fromkeys(ends))
