@@ -213,6 +213,32 @@ def test_missing_configuration(tmp_path: Path) -> None:
         read_config(AutoencoderRun, tmp_path / "none.toml")
 
 
+def test_a_configuration_extends_another(tmp_path: Path) -> None:
+    (tmp_path / "first.toml").write_text(GOOD)
+    (tmp_path / "sub").mkdir()
+    further = tmp_path / "sub" / "further.toml"
+    further.write_text('extends = "../first.toml"\n[loop]\nsteps = 7\n')
+    first, run = read_config(AutoencoderRun, tmp_path / "first.toml"), read_config(AutoencoderRun, further)
+    assert first.loop.steps != 7
+    assert run == first.model_copy(update={"loop": first.loop.model_copy(update={"steps": 7})})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('extends = "none.toml"', "no configuration file .*none.toml, which .*run.toml extends"),
+        ('extends = "run.toml"', "run.toml extends itself"),
+        ("extends = 3", "extends: found 3, expected the name of a TOML file"),
+        ('extends = "first.toml"\n[model]\nblock_out_channels = 8', "run.toml: model.block_out_channels: "),
+    ],
+)
+def test_what_cannot_be_extended(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "first.toml").write_text(GOOD)
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_config(AutoencoderRun, tmp_path / "run.toml")
+
+
 def test_missing_data(tmp_path: Path) -> None:
     run = toy.autoencoder_run(tmp_path)
     (tmp_path / "data" / "captions.jsonl").unlink()

@@ -255,18 +255,42 @@ Run = TypeVar("Run", AutoencoderRun, DiffusionRun, LoraRun, ControlRun, JudgeRun
 def read_config(kind: type[Run], path: Path) -> Run:
     """Read and check a TOML file.
 
+    `extends = "other.toml"` at its head (from its own folder) takes the other file's keys where it has none itself.
+
     Raises:
         ConfigError: no such file, not TOML, unknown or missing keys, values out of range; the first problem is named.
     """
     try:
-        return kind.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise ConfigError(f"no configuration file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not TOML: {error}") from None
+        return kind.model_validate(_tables(path, ()))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part not in {"set", "scenes"})
         raise ConfigError(f"{path}: {where}: {first['msg']}") from None
+
+
+def _tables(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """What a file says, over what the one that it extends says."""
+    if path.resolve() in seen:
+        raise ConfigError(f"{path} extends itself")
+    try:
+        own = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        asking = f", which {seen[-1]} extends" if seen else ""
+        raise ConfigError(f"no configuration file {path}{asking}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from None
+    other = own.pop("extends", None)
+    if other is None:
+        return own
+    if not isinstance(other, str):
+        raise ConfigError(f"{path}: extends: found {other!r}, expected the name of a TOML file")
+    return _over(own, _tables(path.parent / other, (*seen, path.resolve())))
+
+
+def _over(own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """Table by table; anything else in `own`, a list too, stands for all of what `other` has there."""
+    both = own.keys() & other.keys()
+    tables = {key for key in both if isinstance(own[key], dict) and isinstance(other[key], dict)}
+    return other | own | {key: _over(own[key], other[key]) for key in tables}
