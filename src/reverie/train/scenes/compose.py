@@ -163,7 +163,9 @@ class Composer:
             first = Thing(subject.name, style, pick(g, self._withheld_words(subject, style)))
         else:
             first = self._thing(g, kind, style, subject, split)
-        places = layout.several(g, first.count) if first.count > 1 else layout.single(g, first.size)
+        scatter = self.config.scatter
+        several = first.count > 1
+        places = layout.several(g, first.count, scatter) if several else layout.single(g, first.size, scatter)
         scene = Scene(kind, (first,), None, places, ("white",), "")
         foreign = self._foreign(g, scene, subject) if kind == "single" and split is None else None
         return foreign or replace(scene, background=self._ground(g, scene))
@@ -208,7 +210,8 @@ class Composer:
             pair[1] = self._maybe_painted(g, Thing(other.name, style, ""), counted=True)
         if self.splits.order(*ordered(relation, pair[0].concept, pair[1].concept)) is not (split == "relation"):
             return None
-        places = layout.ring(g) if kind == "ring" else layout.pair(g, relation)
+        scatter = self.config.scatter
+        places = layout.ring(g, scatter) if kind == "ring" else layout.pair(g, relation, scatter)
         scene = Scene(kind, tuple(pair), relation, places, ("white",), "")
         return replace(scene, background=self._ground(g, scene))
 
@@ -222,7 +225,7 @@ class Composer:
             return None
         language = pick(g, allowed)
         thing = replace(scene.things[0], word=concept.labels[language], size=None)
-        return replace(scene, things=(thing,), places=layout.single(g, None), language=language)
+        return replace(scene, things=(thing,), places=layout.single(g, None, self.config.scatter), language=language)
 
     def _ground(self, g: Generator, scene: Scene) -> tuple[str, ...]:
         """White, or another ground that everything stands out from."""

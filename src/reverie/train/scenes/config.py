@@ -29,6 +29,7 @@ class ScenesConfig(BaseModel):
         keywords: share of captions that are lists of key words.
         synonyms: share of names that are another than the main one, where there is one.
         plain: share of scenes on white.
+        scatter: how much sizes and places vary where the caption leaves them open; at 0 not at all.
         foreign: share of scenes of single things whose caption is their name in another language.
         languages: which languages.
     """
@@ -49,5 +50,6 @@ class ScenesConfig(BaseModel):
     keywords: float = Field(0.25, ge=0, le=1)
     synonyms: float = Field(0.4, ge=0, le=1)
     plain: float = Field(0.65, ge=0, le=1)
+    scatter: float = Field(1.0, ge=0, le=1)
     foreign: float = Field(0.1, ge=0, le=1)
     languages: list[str] = ["de", "fr", "es", "it", "pt", "nl"]
