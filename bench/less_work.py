@@ -32,7 +32,7 @@ from reverie.engine.tuning import Trial, switches_of
 from reverie.nets.taesd import TAESD, TinyDecoder, numbered
 
 HEADING = "## Less work"
-PROMPTS = ("a red apple", "a smiling sun", "a cat face", "a rocket", "an owl", "a tree", "a blue car", "a pizza")
+PROMPTS = ("a red apple", "a sun", "a cat", "a rocket", "an owl", "a christmas tree", "a blue car", "a pizza")
 Figures = dict[str, Any]
 
 

@@ -13,7 +13,7 @@ def main(out: Path) -> None:
     apple = model.generate("a red apple", seed=7, steps=12).images[0]
     mask = Image.new("L", apple.size, 0)  # white is drawn, black is kept
     mask.paste(255, (apple.width // 2, 0, *apple.size))
-    result = model.generate("a smiling sun", image=apple, mask=mask, mask_blur=8, seed=3, steps=12)
+    result = model.generate("a sun", image=apple, mask=mask, mask_blur=8, seed=3, steps=12)
     result.images[0].save(out)
     kept = (0, 0, apple.width // 2, apple.height)
     print(out, "left half unchanged:", result.images[0].crop(kept).tobytes() == apple.crop(kept).tobytes())

@@ -28,7 +28,7 @@ def calm(
 
 
 def main(out: Path) -> None:
-    result = reverie.load().generate("a cat face", seed=3, steps=10, guidance_scale=9, guides=["calm:most=1.5"])
+    result = reverie.load().generate("a cat", seed=3, steps=10, guidance_scale=9, guides=["calm:most=1.5"])
     result.images[0].save(out)
     print(out, result.request.guides)
 

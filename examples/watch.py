@@ -14,7 +14,7 @@ from reverie.engine.request import Request
 def main(out: Path) -> None:
     model = reverie.load()
     answers: list[Tensor] = []
-    request = Request(prompt="a smiling sun", seed=1, steps=8)
+    request = Request(prompt="a sun", seed=1, steps=8)
     model.draw(request, watch=lambda done, total, x0: answers.append(x0))
     pixels = model.decode(torch.cat(answers), request)
     strip = torch.cat(list(pixels), dim=2).permute(1, 2, 0)

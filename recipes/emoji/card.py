@@ -121,6 +121,14 @@ def extremes(given: Sequence[Verdict]) -> tuple[str, str]:
     return ", ".join(words[: -NAMED - 1 : -1]), ", ".join(words[:NAMED])
 
 
+def weak(scores: dict[str, Any]) -> str:
+    """The kinds of scenes whose question is answered rightly less than half of the time, in words."""
+    questions = {"seen": "all", "word": "object"}
+    shares = {group: (questions.get(group, group), scores[group]["drawn"]) for group in scores}
+    rows = [(TITLES[group], name, drawn[name]["share"]) for group, (name, drawn) in shares.items()]
+    return ", ".join(f"{title} ({name} {share:.0%})" for title, name, share in rows if share < 0.5) or "nothing"
+
+
 def architecture(model: Path) -> str:
     """What the model consists of, from its files."""
     rows = []
@@ -163,6 +171,14 @@ def _shows(data: DataConfig | ScenesConfig, style: str) -> bool:
     return isinstance(data, ScenesConfig) and (style in data.styles or not data.styles)
 
 
+def first(diffusions: Sequence[Path]) -> str:
+    """What is to be said of schedules that learned from other pictures than composed ones."""
+    single = sum(isinstance(read_config(DiffusionRun, path).data, DataConfig) for path in diffusions)
+    return f" The first {single} schedules of text encoder and U-Net learned from single drawings on white." * bool(
+        single
+    )
+
+
 def costs(autoencoders: Sequence[Path], diffusions: Sequence[Path], device: str) -> str:
     """What training took, from the runs' own logs."""
     loops = [("autoencoder", read_config(AutoencoderRun, path).loop) for path in autoencoders]
@@ -185,7 +201,7 @@ def card(report: dict[str, Any], given: Sequence[Verdict], model: Path, training
     """The whole card, from `card.md` and what was measured.
 
     Args:
-        training: `training`, what it cost, and `licences`, of what was learned from.
+        training: `training`, what it cost, `licences`, of what was learned from, and `first`, what came before.
         picture: the line that shows the sheet, or says where it is.
     """
     data = ScenesConfig.model_validate({**report["data"], "path": model})
@@ -193,14 +209,14 @@ def card(report: dict[str, Any], given: Sequence[Verdict], model: Path, training
     drawing = f"{request['steps']} steps of {request['sampler']}, guidance scale {request['guidance_scale']:g}"
     things = data.concepts if isinstance(data.concepts, list) else [f"the {data.concepts} best known things"]
     facts = {
-        "architecture": architecture(model), **training, "scores": markdown(report), "best": best,
-        "worst": worst, "things": ", ".join(things), "styles": ", ".join(data.styles), "picture": picture,
+        "architecture": architecture(model), **training, "weak": weak(report["scores"]), "scores": markdown(report),
+        "best": best, "worst": worst, "things": ", ".join(things), "styles": ", ".join(data.styles), "picture": picture,
         "count": str(report["scenes_a_group"]), "drawing": drawing, "hash": report["model"]["hash"][:12],
         "judge": report["judge"][:12],
     }  # fmt: skip
     text = TEXT.read_text(encoding="utf-8")
     for name, fact in facts.items():
-        text = text.replace("{" + name + "}", fact.strip())
+        text = text.replace("{" + name + "}", fact.rstrip())
     return text
 
 
@@ -218,7 +234,7 @@ def main() -> None:
     given = verdicts(wanted.evaluation, list(report["scores"]))
     save_image(sheet(wanted.evaluation, given), wanted.docs / "model-card.png")
     runs = wanted.autoencoder, wanted.diffusion
-    training = {"training": costs(*runs, wanted.on), "licences": licences(*runs)}
+    training = {"training": costs(*runs, wanted.on), "licences": licences(*runs), "first": first(runs[1])}
     for path, picture in (
         (wanted.docs / "model-card.md", "![Seen, held-out and failed prompts](model-card.png)"),
         (

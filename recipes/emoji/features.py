@@ -35,8 +35,8 @@ def right_half(image: Image.Image) -> str:
 def words(model: Model) -> list[Cell]:
     """Weights, schedules, alternation, AND, wildcards."""
     prompts = (
-        "a red apple", "a red apple AND a smiling sun", "a red apple :1.2 AND a smiling sun :0.6",
-        "[a smiling sun:a cat face:0.15]", "[a red apple|a strawberry]", "{a rocket|a tree|an owl}",
+        "a red apple", "a red apple AND a sun", "a red apple :1.2 AND a sun :0.6",
+        "[a sun:a cat:0.15]", "[a red apple|a strawberry]", "{a rocket|a castle|an owl}",
     )  # fmt: skip
     return [draw(model, prompt, prompt) for prompt in prompts]
 
@@ -48,9 +48,7 @@ def samplers(model: Model) -> list[Cell]:
     found = []
     for name in names:
         scale = 1.5 if name.endswith("cfg_pp") else None  # CFG++ wants low scales
-        found.append(
-            draw(model, name, "a smiling sun", sampler=name, spacing="sgm_uniform", steps=20, guidance_scale=scale)
-        )
+        found.append(draw(model, name, "a sun", sampler=name, spacing="sgm_uniform", steps=20, guidance_scale=scale))
     return found
 
 
@@ -58,7 +56,7 @@ def spacings(model: Model) -> list[Cell]:
     """Twelve steps, differently spaced."""
     names = ("leading", "trailing", "linspace", "sgm_uniform", "karras", "exponential", "polyexponential", "beta",
              "kl_optimal", "align_your_steps", "laplace", "turbo")  # fmt: skip
-    return [draw(model, name, "a cat face", sampler="dpmpp_2m", spacing=name, steps=12) for name in names]
+    return [draw(model, name, "a cat", sampler="dpmpp_2m", spacing=name, steps=12) for name in names]
 
 
 def guidance(model: Model) -> list[Cell]:
@@ -75,7 +73,7 @@ def from_a_picture(model: Model) -> list[Cell]:
     given = draw(model, "given", "a red apple")
     image = data_url(given[1])
     return [given] + [
-        draw(model, f"a smiling sun, strength {s}", "a smiling sun", image=image, strength=s, seed=3)
+        draw(model, f"a sun, strength {s}", "a sun", image=image, strength=s, seed=3)
         for s in (0.15, 0.25, 0.35, 0.5, 0.8)
     ]
 
@@ -88,10 +86,10 @@ def inpainting(model: Model) -> list[Cell]:
     wide = model.generate("a row of apples", image=image, extend={"right": 128}, seed=3).images[0]
     return [
         given,
-        draw(model, "right half: a smiling sun", "a smiling sun", **both),
-        draw(model, "mask_blur 16", "a smiling sun", **both, mask_blur=16),
-        draw(model, "strength 0.6, mask_fill fill", "a smiling sun", **both, strength=0.6, mask_fill="fill"),
-        draw(model, "mask_invert", "a smiling sun", **both, mask_invert=True),
+        draw(model, "right half: a sun", "a sun", **both),
+        draw(model, "mask_blur 16", "a sun", **both, mask_blur=16),
+        draw(model, "strength 0.6, mask_fill fill", "a sun", **both, strength=0.6, mask_fill="fill"),
+        draw(model, "mask_invert", "a sun", **both, mask_invert=True),
         ("extend to the right", wide),
     ]
 
@@ -124,7 +122,7 @@ def larger(model: Model) -> list[Cell]:
 def travel(model: Model) -> list[Cell]:
     """Frames from one prompt and seed to another; also `docs/features/travel.webp`."""
     way = {"frames": 6, "prompt": "a green apple", "seed": 9}
-    frames = model.generate("a smiling sun", seed=SEED, travel=way).images
+    frames = model.generate("a sun", seed=SEED, travel=way).images
     return [(f"frame {i}", frame) for i, frame in enumerate(frames)]
 
 

@@ -8,10 +8,12 @@ from reverie.engine.grid import captioned
 from reverie.engine.image import save_image
 
 PROMPTS = (
-    "a red apple", "a smiling sun", "a cat face", "a rocket", "a green frog", "an elephant",
-    "a slice of watermelon", "a birthday cake", "a blue car", "a sailboat", "an owl", "a red heart",
-    "a smiling face with sunglasses", "a robot", "a ghost", "a snowman", "a bicycle", "a guitar",
-    "a christmas tree", "a butterfly", "a hamburger", "a crown", "a house with a garden", "a panda",
+    "a red apple", "a blue fox, flat style", "three red apples", "a cat", "two yellow ducks", "a 3d penguin",
+    "a purple octopus left of a house, 3d style", "a smiling face with sunglasses", "a rocket on a black background",
+    "a green elephant, cartoon style", "a robot above a bus", "a pink car on a blue background", "a sunflower",
+    "a castle, 3d style", "four bananas", "an owl", "a birthday cake", "a christmas tree",
+    "a butterfly on a green background", "a cactus, cartoon", "a puppy", "a guitar", "a star right of a cloud",
+    "a snowman",
 )  # fmt: skip
 
 

@@ -190,7 +190,7 @@ def test_tokens_are_counted_with_chunk_boundaries(cli: CommandLine) -> None:
 def test_tokens_of_the_bundled_model_are_its_own(cli: CommandLine) -> None:
     import reverie.engine.bundle as bundle
 
-    assert "of 14" in cli("tokens", "a red apple", "--model", bundle.bundled_path()).out
+    assert "of 30" in cli("tokens", "a red apple", "--model", bundle.bundled_path()).out
 
 
 def test_guides_are_listed(cli: CommandLine) -> None:

@@ -83,3 +83,18 @@ def test_best_and_worst() -> None:
     best, worst = card.extremes(given)
     assert best == "fox (90 % of 10), owl (20 % of 5)"
     assert worst == "owl (20 % of 5), fox (90 % of 10)"
+
+
+def test_what_is_weak_is_said() -> None:
+    def scores(**shares: float) -> dict[str, object]:
+        return {"drawn": {name: {"share": share} for name, share in shares.items()}}
+
+    given = {
+        "seen": scores(all=0.6, object=0.1),
+        "relation": scores(relation=0.07, all=0.9),
+        "word": scores(object=0.49),
+    }
+    assert (
+        card.weak(given) == "two things never seen in this order (relation 7%), name that was never used (object 49%)"
+    )
+    assert card.weak({"seen": scores(all=0.5)}) == "nothing"
