@@ -1,9 +1,10 @@
 """Write the bundled model's card and its sheet of pictures: every number in it was measured.
 
-    reverie evaluate scenes --judge runs/emoji-judge/export --config recipes/emoji/scenes_diffusion.toml \\
+    reverie evaluate scenes --judge runs/emoji-judge/export --config recipes/emoji/scenes_further.toml \\
         --inception inception.safetensors --out evaluation
     python -m recipes.emoji.card --evaluation evaluation --autoencoder recipes/emoji/scenes_autoencoder.toml \\
-        --diffusion recipes/emoji/scenes_diffusion.toml --on "two CPU cores, float32"
+        --diffusion recipes/emoji/scenes_diffusion.toml recipes/emoji/scenes_further.toml \\
+        --on "two CPU cores, float32"
 """
 
 import argparse
