@@ -15,4 +15,5 @@ reverie train judge recipes/emoji/gpu_judge.toml
 reverie evaluate scenes --model runs/gpu-model --judge runs/gpu-judge/export \
     --config recipes/emoji/gpu_diffusion.toml --count 500 --out runs/gpu-evaluation
 python -m recipes.emoji.card --evaluation runs/gpu-evaluation --autoencoder recipes/emoji/gpu_autoencoder.toml \
-    --diffusion recipes/emoji/gpu_diffusion.toml --on "$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1)"
+    --diffusion recipes/emoji/gpu_diffusion.toml --model runs/gpu-model \
+    --on "$(nvidia-smi --query-gpu=name --format=csv,noheader | head -n 1)"

@@ -125,6 +125,13 @@ def test_blemishes_are_a_function_of_the_step(sprites: Path, vae: Path, tmp_path
     assert float(one.abs().max()) <= 1
 
 
+def test_a_batch_too_small_for_any_to_be_encoded(sprites: Path, vae: Path, tmp_path: Path) -> None:
+    method = JudgeMethod(run(sprites, tmp_path, autoencoder=vae), CPU)
+    pixels = method.batches(0)[0][:1]
+    assert round(method.blemisher.how.encode * len(pixels)) == 0 < method.blemisher.how.encode
+    assert method.blemisher(pixels, generator(1)).shape == pixels.shape
+
+
 def test_no_blemishes_change_nothing(sprites: Path, vae: Path, tmp_path: Path) -> None:
     none = dict.fromkeys(("bend", "soften", "tint", "noise", "encode"), 0)
     method = JudgeMethod(run(sprites, tmp_path, blemishes=none, autoencoder=vae), CPU)

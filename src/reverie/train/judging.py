@@ -203,8 +203,8 @@ class Blemisher:
         pixels = self._bent(pixels, g)
         soft = F.interpolate(F.avg_pool2d(pixels, 2), scale_factor=2.0, mode="bilinear")
         pixels = torch.lerp(pixels, soft, self._some(pixels, how.soften, g))
-        if self.vae is not None and how.encode:
-            count = round(how.encode * len(pixels))
+        count = round(how.encode * len(pixels))
+        if self.vae is not None and count:
             pixels = torch.cat([self._encoded(self.vae, pixels[:count], g), pixels[count:]])
         return self._noisy(self._tinted(pixels, g), g).clamp(-1, 1)
 
