@@ -156,10 +156,10 @@ def _shape(part: str, config: dict[str, Any]) -> str:
     return f"KL autoencoder: {channels} channels, {config['latent_channels']} in the latents"
 
 
-def licences(autoencoders: Sequence[Path], diffusions: Sequence[Path]) -> str:
+def licences(autoencoders: Sequence[AutoencoderRun], diffusions: Sequence[DiffusionRun]) -> str:
     """Whose drawings were learned from, on what terms, and by which part of the model."""
-    parts = {"autoencoder": [read_config(AutoencoderRun, path).data for path in autoencoders]}
-    parts["text encoder and U-Net"] = [read_config(DiffusionRun, path).data for path in diffusions]
+    parts = {"autoencoder": [run.data for run in autoencoders]}
+    parts["text encoder and U-Net"] = [run.data for run in diffusions]
     rows = []
     for style in STYLES:
         taught = [part for part, sets in parts.items() if any(_shows(one, style.key) for one in sets)]
@@ -172,18 +172,18 @@ def _shows(data: DataConfig | ScenesConfig, style: str) -> bool:
     return isinstance(data, ScenesConfig) and (style in data.styles or not data.styles)
 
 
-def first(diffusions: Sequence[Path]) -> str:
-    """What is to be said of schedules that learned from other pictures than composed ones."""
-    single = sum(isinstance(read_config(DiffusionRun, path).data, DataConfig) for path in diffusions)
-    return f" The first {single} schedules of text encoder and U-Net learned from single drawings on white." * bool(
-        single
-    )
+def first(diffusions: Sequence[DiffusionRun]) -> str:
+    """What is to be said of schedules that learned from other pictures than composed ones; nothing without any."""
+    single = sum(isinstance(run.data, DataConfig) for run in diffusions)
+    if not single:
+        return ""
+    return f" The first {single} schedules of text encoder and U-Net learned from single drawings on white."
 
 
-def costs(autoencoders: Sequence[Path], diffusions: Sequence[Path], device: str) -> str:
+def costs(autoencoders: Sequence[AutoencoderRun], diffusions: Sequence[DiffusionRun], device: str) -> str:
     """What training took, from the runs' own logs."""
-    loops = [("autoencoder", read_config(AutoencoderRun, path).loop) for path in autoencoders]
-    loops += [("text encoder and U-Net", read_config(DiffusionRun, path).loop) for path in diffusions]
+    loops = [("autoencoder", run.loop) for run in autoencoders]
+    loops += [("text encoder and U-Net", run.loop) for run in diffusions]
     head = ["trained", "steps", "samples", "seconds", f"loss of the last {LATEST} steps", "on"]
     return table(head, [_cost(what, loop, device) for what, loop in loops])
 
@@ -234,8 +234,10 @@ def main() -> None:
     report = json.loads((wanted.evaluation / "report.json").read_text(encoding="utf-8"))
     given = verdicts(wanted.evaluation, list(report["scores"]))
     save_image(sheet(wanted.evaluation, given), wanted.docs / "model-card.png")
-    runs = wanted.autoencoder, wanted.diffusion
-    training = {"training": costs(*runs, wanted.on), "licences": licences(*runs), "first": first(runs[1])}
+    autoencoders = [read_config(AutoencoderRun, path) for path in wanted.autoencoder]
+    diffusions = [read_config(DiffusionRun, path) for path in wanted.diffusion]
+    runs = autoencoders, diffusions
+    training = {"training": costs(*runs, wanted.on), "licences": licences(*runs), "first": first(diffusions)}
     for path, picture in (
         (wanted.docs / "model-card.md", "![Seen, held-out and failed prompts](model-card.png)"),
         (

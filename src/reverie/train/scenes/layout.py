@@ -40,7 +40,7 @@ def several(g: Generator, count: int, scatter: float = 1) -> tuple[Place, ...]:
     cells = shapes[int(scatter * g.integers(len(shapes)))]
     cell = HALF_OF_ROW if cells is ROW else HALF
     side = cell * _side(g, FILLED, scatter)
-    return tuple(_within(g, 0, centre, scatter * (cell - side) / 2, side) for centre in cells)
+    return tuple(_within(g, 0, centre, cell, side, scatter) for centre in cells)
 
 
 def pair(g: Generator, relation: Relation, scatter: float = 1) -> tuple[Place, ...]:
@@ -48,10 +48,8 @@ def pair(g: Generator, relation: Relation, scatter: float = 1) -> tuple[Place, .
     cells: Sequence[tuple[float, float]] = TWO_STACKED if relation in {"above", "below"} else TWO
     if relation in {"right of", "below"}:
         cells = cells[::-1]
-    sides = (HALF * _side(g, FILLED, scatter) for _ in cells)
     return tuple(
-        _within(g, n, centre, scatter * (HALF - side) / 2, side)
-        for n, (centre, side) in enumerate(zip(cells, sides, strict=True))
+        _within(g, n, centre, HALF, HALF * _side(g, FILLED, scatter), scatter) for n, centre in enumerate(cells)
     )
 
 
@@ -72,6 +70,7 @@ def _side(g: Generator, bounds: tuple[float, float], scatter: float) -> float:
     return float(g.uniform(most - scatter * (most - least), most))
 
 
-def _within(g: Generator, thing: int, centre: tuple[float, float], reach: float, side: float) -> Place:
-    """Somewhere around a centre."""
+def _within(g: Generator, thing: int, centre: tuple[float, float], cell: float, side: float, scatter: float) -> Place:
+    """Somewhere in a cell."""
+    reach = scatter * (cell - side) / 2
     return Place(thing, centre[0] + float(g.uniform(-reach, reach)), centre[1] + float(g.uniform(-reach, reach)), side)
