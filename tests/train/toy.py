@@ -19,7 +19,9 @@ COLOURS = {"red": (220, 30, 30), "green": (30, 180, 60), "blue": (40, 60, 220), 
 
 
 def data(folder: Path) -> Path:
-    """A square and a disc in each of four colours."""
+    """A square and a disc in each of four colours; written once, as other processes may be reading them."""
+    if (folder / "captions.jsonl").exists():
+        return folder
     folder.mkdir(parents=True, exist_ok=True)
     y, x = np.mgrid[:SIZE, :SIZE] - (SIZE - 1) / 2
     masks = {"square": np.maximum(abs(x), abs(y)) < 5, "disc": np.hypot(x, y) < 5}
