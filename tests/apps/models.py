@@ -44,13 +44,13 @@ def networks(vocab_size: int) -> tuple[ClipText, UNet, Autoencoder]:
     return ClipText(text), UNet(unet), Autoencoder(vae)
 
 
-def folder(path: Path, *, scheduler: dict[str, Any] | None = None) -> Path:
+def folder(path: Path, *, scheduler: dict[str, Any] | None = None, dtype: torch.dtype = torch.float32) -> Path:
     """Write a diffusers folder."""
     words = tokenizer(path.parent / f"{path.name}-tokenizer")
     text, unet, vae = networks(ClipTokenizer.from_folder(words).vocab_size)
-    save_part(path / "text_encoder", "text_encoder", text.config, text.state_dict(), torch.float32)
-    save_part(path / "unet", "unet", unet.config, unet.state_dict(), torch.float32)
-    save_part(path / "vae", "vae", vae.config, vae.state_dict(), torch.float32)
+    save_part(path / "text_encoder", "text_encoder", text.config, text.state_dict(), dtype)
+    save_part(path / "unet", "unet", unet.config, unet.state_dict(), dtype)
+    save_part(path / "vae", "vae", vae.config, vae.state_dict(), dtype)
     save_rest(path, words, scheduler or SCHEDULER, DEFAULTS)
     return path
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reverie.checkpoint.packed import PackedTensor, is_packed
-from reverie.checkpoint.quantised import BYTES, QuantisedTensor, products_in_bytes, rounded
+from reverie.checkpoint.quantised import NUMBERS, QuantisedTensor, products_in_bytes, rounded
 from reverie.checkpoint.quantising import PACKINGS, Quantisation, quantise, quantised
 
 CPU = torch.device("cpu")
@@ -179,4 +179,4 @@ def test_what_was_packed_is_packed_again() -> None:
     quantise(nn.ModuleDict({"layer": layer}), "int4", CPU, torch.float32)
     assert isinstance(layer.weight, PackedTensor) and layer.weight.packed.packing == PACKINGS["int4"]
     assert torch.equal(layer.weight.packed.data, quantised(first.dequantise(), "int4").data)
-    assert is_packed(layer) and set(PACKINGS.values()) - set(BYTES) == {"Q4_0"}
+    assert is_packed(layer) and set(PACKINGS.values()) - set(NUMBERS) == {"Q4_0"}

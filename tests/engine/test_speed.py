@@ -19,13 +19,17 @@ from torch import Tensor, nn
 
 import reverie
 from reverie.apps import options
+from reverie.checkpoint.packed import is_halved
 from reverie.engine import bundle, calibration, speed
 from reverie.engine.bundle import Model
 from reverie.engine.calibration import Calibration, Cost, Trial
+from reverie.engine.generate import batches
 from reverie.engine.image import fingerprint
 from reverie.engine.placing import place
 from reverie.engine.processor import Processor
 from reverie.engine.remembered import Remembered
+from reverie.engine.request import Request
+from reverie.engine.resolve import resolve
 from reverie.engine.speed import ByCost, Speed, automatic_precision, layout_for
 from reverie.errors import RequestError
 from reverie.nets import ways
@@ -152,8 +156,8 @@ def linear_used(plan: Speed, calls: int, x: Tensor) -> str:
     layer, chooser = nn.Linear(16, 16).requires_grad_(False), ByCost(plan, calls)
     with torch.no_grad():
         assert torch.allclose(chooser.linear(layer, x), layer(x), atol=1e-5)
-    (way,) = chooser._ways.values()
-    return str(way.name)
+    (choice,) = chooser._choices.values()
+    return str(choice.later.name)
 
 
 def test_short_runs_measure_nothing_but_use_what_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -172,6 +176,29 @@ def test_packing_that_is_not_repaid_is_left_alone(monkeypatch: pytest.MonkeyPatc
     plan, x = Speed(CPU, torch.float32), torch.randn(4, 16)
     assert linear_used(plan, 64, x) == "packed"
     assert linear_used(plan, 16, x) == "plain"
+
+
+def test_the_first_call_makes_no_weight_ready_that_it_does_not_repay(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = {"plain": Cost(1.0), "onednn": Cost(1.0), "packed": Cost(0.5, 2.0)}
+    monkeypatch.setattr(calibration, "timed", lambda _: costs)
+    plan, x = Speed(CPU, torch.float32), torch.randn(4, 16)
+    layer, chooser = nn.Linear(16, 16).requires_grad_(False), ByCost(plan, 16)
+    for packed in (False, True, True):
+        assert torch.allclose(chooser.linear(layer, x), layer(x), atol=1e-5)
+        assert (plan.packs.size > 0) is packed
+
+
+@pytest.mark.parametrize(("saved", "name"), [(2.0, "winograd"), (0.5, "plain")])
+def test_memory_has_its_price(saved: float, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = nn.Conv2d(64, 64, 3, padding=1).requires_grad_(False), torch.randn(1, 64, 8, 8)
+    price = 4 * layer.weight.nbytes * speed.PRICE  # of Winograd's weights, for a call
+    monkeypatch.setattr(
+        calibration, "timed", lambda trials: {n: Cost(price * (3 - saved * (n == "winograd"))) for n in trials}
+    )
+    chooser = ByCost(Speed(CPU, torch.float32), 16)
+    chooser.convolution(layer, x)
+    (choice,) = chooser._choices.values()
+    assert choice.later.name == name
 
 
 def test_where_memory_is_short_layers_are_plain(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +234,7 @@ def test_the_guess_of_attention(
     chooser = ByCost(Speed(CPU, dtype, processor=processor), 1)
     q, k = torch.zeros(1, 1, 4, 8, dtype=dtype), torch.zeros(1, 1, keys, 8, dtype=dtype)
     assert chooser.attend(q, k, k).shape == q.shape
-    (way,) = chooser._ways.values()
+    (way,) = chooser._attention.values()
     assert way.__name__ == guess
 
 
@@ -218,8 +245,8 @@ def test_the_guess_of_convolutions(dtype: torch.dtype, side: int, guess: str) ->
     layer, chooser = nn.Conv2d(4, 4, 3, dtype=dtype).requires_grad_(False), ByCost(Speed(CPU, dtype), 1)
     with torch.no_grad():
         chooser.convolution(layer, torch.zeros(1, 4, side, side, dtype=dtype))
-    (way,) = chooser._ways.values()
-    assert way.name == guess
+    (choice,) = chooser._choices.values()
+    assert choice.first.name == choice.later.name == guess
 
 
 @pytest.mark.parametrize(("calls", "side", "channels", "guess"), [
@@ -229,8 +256,7 @@ def test_deep_convolutions_are_guessed_where_their_weights_are_repaid(
     calls: int, side: int, channels: int, guess: str
 ) -> None:
     layer = nn.Conv2d(channels, channels, 3, padding=1).requires_grad_(False)
-    chooser = ByCost(Speed(CPU, torch.float32), calls)
-    assert chooser._guessed_convolution(layer, torch.zeros(2, channels, side, side)).name == guess
+    assert speed._guessed_convolution(layer, torch.zeros(2, channels, side, side), calls).name == guess
 
 
 # Whole pictures
@@ -271,6 +297,55 @@ def test_pictures_in_every_way(name: str, root: Path, usual: Model, monkeypatch:
     seen = len(measured)
     draw(model, seed=8)
     assert len(measured) == seen  # the second picture finds everything
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model in float16."""
+    return models.folder(tmp_path_factory.mktemp("speed") / "halves", dtype=torch.float16)
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_pictures_of_halves_that_stay_where_they_lie(name: str, halves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefer(name, monkeypatch)
+    model, plain = opened(halves), reverie.load(halves, device="cpu", precision="float32", speed="plain")
+    files, right = draw(model), draw(plain)
+    assert (files - right).abs().max() < CLOSE
+    weights = [p for part in model.parts.modules().values() for p in part.parameters() if p.ndim > 1]
+    assert all(is_halved(p) and p.dtype == torch.float32 for p in weights)
+    assert not any(is_halved(p) for part in plain.parts.modules().values() for p in part.parameters())
+    # one widened or prepared weight for each layer that is asked often, and nothing beside it
+    unet = sum(p.numel() * 4 for p in model.parts.unet.parameters() if p.ndim > 1)
+    assert model.speed.packs.size >= unet
+    assert (draw(model) - right).abs().max() < CLOSE
+
+
+@pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)
+def test_pictures_of_halves_with_other_fields(
+    fields: dict[str, Any], halves: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefer("packed", monkeypatch)
+    plain = reverie.load(halves, device="cpu", precision="float32", speed="plain")
+    assert (draw(opened(halves), **fields) - draw(plain, **fields)).abs().max() < CLOSE
+
+
+def test_the_last_picture_lets_its_network_go(halves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prefer("packed", monkeypatch)
+    model, held = opened(halves), []
+    request = resolve(model, Request.of(prompt="a red apple", steps=8, seed=7, width=64, height=64, count=2))
+    decode = model.decode
+
+    def decoding(latents: Tensor, request: Request) -> Tensor:
+        held.append(model.speed.packs.size)
+        return decode(latents, request)
+
+    monkeypatch.setattr(model, "decode", decoding)
+    found = torch.cat([result.pixels for result in batches(model, request, last=True)])
+    unet = sum(p.numel() * 4 for p in model.parts.unet.parameters() if p.ndim > 1)
+    assert held[0] >= unet and held[1] < held[0] - unet  # what is left is the decoder's, of the first picture
+    assert not any(is_halved(p) for p in model.parts.unet.parameters())
+    again = model.generate("a red apple", steps=8, seed=7, width=64, height=64, count=2).pixels
+    assert (found - again).abs().max() < CLOSE
 
 
 @pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)

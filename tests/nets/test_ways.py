@@ -35,7 +35,7 @@ def quiet() -> Iterator[None]:
 
 
 def computed(way: Way[Any], layer: Any, x: Tensor) -> Tensor:
-    weight = layer.weight if way.prepare is None else way.prepare(layer, x)
+    weight = layer.weight if way.prepare is None else way.prepare(layer, layer.weight, x)
     return way.run(layer, x, weight)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from reverie.adapters.deltas import Delta
 from reverie.adapters.deltas.base import bias_of, summed
-from reverie.checkpoint.packed import PackedTensor
+from reverie.checkpoint.packed import PackedTensor, is_halved
 from reverie.errors import RequestError
 from reverie.nets.forms import shared, with_layers
 from reverie.sampling.guidance import during
@@ -206,8 +206,9 @@ def _branches(layer: nn.Module, changes: Sequence[Change], way: Way, evaluations
                 f"changes of {type(layer).__name__} cannot be trained, only linear layers and convolutions"
             )
         return False
-    if trained or isinstance(layer.weight, PackedTensor) or way != "auto":
-        return trained or isinstance(layer.weight, PackedTensor) or way == "branch"
+    packed = isinstance(layer.weight, PackedTensor) and not is_halved(layer.weight)
+    if trained or packed or way != "auto":
+        return trained or packed or way == "branch"
     return evaluations is not None and evaluations < FEW and all(delta.cheap for delta, _ in changes)
 
 

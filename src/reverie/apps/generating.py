@@ -56,6 +56,7 @@ class Session:
         metadata: write into the pictures what made them.
         verbose: say what was planned and what was used.
         before: what drew the picture that is drawn again: hashes by names, as in `Result.models`.
+        last: nothing is drawn with the model after the next request.
     """
 
     model: Model
@@ -64,6 +65,7 @@ class Session:
     metadata: bool = True
     verbose: bool = False
     before: Mapping[str, str] = field(default_factory=dict)
+    last: bool = False
 
     @contextmanager
     def watching(self, title: str, place: Mapping[str, Any]) -> Iterator[tuple[Progress, Watch | None]]:
@@ -99,7 +101,7 @@ def run_generate(
     film = bool(request.travel) and out is not None and out.suffix.lower() in FORMATS
     paths = targets(out, 1 if film or request.only is not None else frames)
     loaded, request = commissioned(request, made_by, source, model, options, refiner="refine" in given)
-    session = Session(loaded, before=made_by, **how)
+    session = Session(loaded, before=made_by, last=True, **how)
     foretold = _foretold(loaded, request) if session.verbose else None
     with Usage(loaded.device) as usage:
         saved = save_film(session, request, paths[0]) if film else draw_and_save(session, request, paths, {})
@@ -161,7 +163,7 @@ def time_words(seconds: Seconds) -> str:
 
 def _foretold(model: Model, request: Request) -> Foretold:
     with console.busy("planning"):
-        return foretell(model, planned(model, request, prepared, model.memory))
+        return foretell(model, planned(model, request, prepared, model.memory, last=True))
 
 
 def opened(model: str | None, options: Mapping[str, Any]) -> Model:
@@ -196,7 +198,7 @@ def draw_and_save(session: Session, request: Request, paths: list[Path], place: 
     saved: list[Path] = []
     try:
         with session.watching("drawing", place) as (progress, watch):
-            for result in batches(session.model, request, progress=progress, watch=watch):
+            for result in batches(session.model, request, progress=progress, watch=watch, last=session.last):
                 if not saved:
                     _tell_coverage(result.model)
                     _tell_changed(result.model, session.before)
@@ -230,7 +232,7 @@ def _tell_changed(model: Mapping[str, str], before: Mapping[str, str]) -> None:
 def save_film(session: Session, request: Request, path: Path) -> list[Path]:
     """Draw the frames of a journey into one animated picture."""
     with session.watching("drawing", {}) as (progress, watch):
-        found = list(batches(session.model, request, progress=progress, watch=watch))
+        found = list(batches(session.model, request, progress=progress, watch=watch, last=session.last))
     frames = [image for result in found for image in result.images]
     save_animation(frames, path, metadata=session.metadata)
     _tell(session, frames[0], path, found[0].own[0], {"frames": len(frames)})

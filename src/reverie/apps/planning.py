@@ -27,7 +27,7 @@ def run_plan(
     wanted, made_by = asked(given, source)
     loaded, request = commissioned(wanted, made_by, source, model, options, refiner="refine" in given)
     with console.busy("planning"):
-        found = foretell(loaded, planned(loaded, request, prepared, loaded.memory))
+        found = foretell(loaded, planned(loaded, request, prepared, loaded.memory, last=True))
     if as_json:
         console.print_json(as_dict(found))
         return

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from reverie.checkpoint.quantised import FLOAT8, QuantisedTensor
+from reverie.checkpoint.quantised import FLOAT8, HALVES, QuantisedTensor
 
 ASKED = {
     "size", "dim", "numel", "nelement", "ndimension", "element_size", "stride", "is_contiguous", "is_floating_point",
     "is_complex", "get_device", "storage_offset", "requires_grad_", "is_shared", "__len__", "__hash__", "_is_view",
-    "requires_grad=", "grad=",
+    "requires_grad=", "grad=", "_has_compatible_shallow_copy_type",
 }  # fmt: skip
 """What is asked of a tensor without its numbers."""
 CHANGING = {"__iadd__", "__isub__", "__imul__", "__itruediv__", "__setitem__", "data="}  # beside `add_`, `mul_`, ...
@@ -93,8 +93,33 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 def is_packed(module: nn.Module) -> bool:
-    """Whether any weight of a network is packed."""
-    return any(isinstance(p, PackedTensor) for p in module.parameters())
+    """Whether any weight of a network is packed, more closely than in halves."""
+    return any(isinstance(p, PackedTensor) and not is_halved(p) for p in module.parameters())
+
+
+def is_halved(tensor: Tensor) -> bool:
+    """Whether these are halves (float16, bfloat16) that stand for wider numbers: nothing is lost by either."""
+    return isinstance(tensor, PackedTensor) and tensor.packed.packing in HALVES
+
+
+def halve(module: nn.Module, dtype: torch.dtype, least: int) -> None:
+    """Let the halves of a network's layers stay where they lie, a mapped file say, and stand for numbers of `dtype`.
+
+    Args:
+        least: numbers of a weight; smaller ones stay as they are.
+    """
+    packings = {half: name for name, half in HALVES.items() if half.itemsize < dtype.itemsize}
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding) and type(layer.weight) is nn.Parameter:
+            weight = layer.weight.detach()
+            if weight.dtype in packings and weight.numel() >= least:
+                halves = QuantisedTensor(weight, packings[weight.dtype], tuple(weight.shape))
+                layer.register_parameter("weight", nn.Parameter(PackedTensor.of(halves, dtype), requires_grad=False))
+
+
+def numbers_of(tensor: Tensor) -> Tensor:
+    """The tensor that holds the numbers, packed or not."""
+    return tensor.packed.data if isinstance(tensor, PackedTensor) else tensor
 
 
 def unpack(module: nn.Module, dtype: torch.dtype) -> None:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 FLOAT8 = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
 PACKINGS = {dtype: name for name, dtype in FLOAT8.items()}
-BYTES = {**FLOAT8, "I8": torch.int8}  # one number a byte, in the shape of the weights
+HALVES = {"F16": torch.float16, "BF16": torch.bfloat16}
+NUMBERS = {**FLOAT8, "I8": torch.int8, **HALVES}  # one after the other, in the shape of the weights
 CHUNK = 1 << 14  # blocks that are unpacked at once: bounds what the intermediate steps take
 IQ4_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)  # ggml `kvalues_iq4nl`
 
@@ -26,8 +27,8 @@ class QuantisedTensor:
     """Weights in their packed form, to be kept so in memory and unpacked when they are used.
 
     Attributes:
-        data: the blocks as uint8, or 8-bit floats or integers in their shape.
-        packing: a key of `BLOCKS` or `BYTES`.
+        data: the blocks as uint8, or numbers of 8 or 16 bits in their shape.
+        packing: a key of `BLOCKS` or `NUMBERS`.
         shape: of the unpacked tensor.
         scale: for 8-bit floats and integers, one number or one a row.
         products: whether linear layers multiply these numbers as they are, with inputs rounded alike.
@@ -41,7 +42,9 @@ class QuantisedTensor:
 
     def dequantise(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The numbers, computed in float32 and rounded once to `dtype`."""
-        if self.packing in BYTES:
+        if self.packing in HALVES:
+            return self.data.to(dtype)
+        if self.packing in NUMBERS:
             return self._scaled(dtype)
         block = BLOCKS[self.packing]
         packed = self.data.reshape(-1, block.size)
@@ -62,24 +65,24 @@ class QuantisedTensor:
             which: `(n,)` int64.
         """
         count, *rest = self.shape
-        if self.packing not in BYTES and math.prod(rest) % BLOCKS[self.packing].elements:
+        if self.packing not in NUMBERS and math.prod(rest) % BLOCKS[self.packing].elements:
             return None
         packed = self.data.contiguous().view(torch.uint8).reshape(count, -1)[which]
         scale = self.scale if self.scale is None or self.scale.numel() == 1 else self.scale.reshape(-1)[which]
         shape = (len(which), *rest)
-        data = packed.view(BYTES[self.packing]).reshape(shape) if self.packing in BYTES else packed.flatten()
+        data = packed.view(NUMBERS[self.packing]).reshape(shape) if self.packing in NUMBERS else packed.flatten()
         return replace(self, data=data, shape=shape, scale=scale)
 
     def shaped(self, shape: Sequence[int]) -> "QuantisedTensor":
         """The same numbers in the same order, of another shape; the rows stay what they are where each has a scale."""
-        data = self.data.reshape(tuple(shape)) if self.packing in BYTES else self.data
+        data = self.data.reshape(tuple(shape)) if self.packing in NUMBERS else self.data
         return replace(self, data=data, shape=tuple(shape))
 
     def is_finite(self) -> bool:
         """Whether no number is NaN or infinite. Of blocks only the scales are read: the rest are small integers."""
         if self.scale is not None and not bool(torch.isfinite(self.scale).all()):
             return False
-        if self.packing in BYTES:
+        if self.packing in NUMBERS:
             parts = torch.split(self.data.reshape(-1), CHUNK * 32)
             return all(bool(torch.isfinite(widened(part).sum())) for part in parts)
         block = BLOCKS[self.packing]
@@ -126,7 +129,7 @@ def rounded(rows: Tensor, packing: str) -> tuple[Tensor, Tensor]:
     numbers = rows.float()
     scale = (numbers.abs().amax(1, keepdim=True) / LARGEST[packing]).clamp(min=torch.finfo(torch.float32).tiny)
     scaled = numbers / scale
-    return (scaled.round() if packing == "I8" else scaled).to(BYTES[packing]), scale
+    return (scaled.round() if packing == "I8" else scaled).to(NUMBERS[packing]), scale
 
 
 def products_in_bytes(packing: str, device: torch.device) -> bool:
@@ -141,12 +144,12 @@ def products_in_bytes(packing: str, device: torch.device) -> bool:
 
 
 def widened(numbers: Tensor) -> Tensor:
-    """8-bit numbers as float32; floats bit by bit, several times faster than torch's `float()`.
+    """Numbers as float32; 8-bit floats bit by bit, several times faster than torch's `float()`.
 
     A float16 holds either type: that of e5m2 is its upper byte; that of e4m3fn has the exponent biased by 7 where
     float16 has 15, and a NaN where float16 has a number (OCP 8-bit Floating Point Specification, table 1).
     """
-    if numbers.dtype == torch.int8:
+    if numbers.dtype not in FLOAT8.values():
         return numbers.float()
     signed = numbers.contiguous().view(torch.int8).to(torch.int16)
     if numbers.dtype == torch.float8_e5m2:

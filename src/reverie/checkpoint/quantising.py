@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reverie.checkpoint.packed import PackedTensor
-from reverie.checkpoint.quantised import BYTES, QuantisedTensor, products_in_bytes, rounded
+from reverie.checkpoint.quantised import NUMBERS, QuantisedTensor, products_in_bytes, rounded
 
 Quantisation = Literal["fp8", "int8", "int4"]
 PACKINGS: dict[Quantisation, str] = {"fp8": "F8_E4M3", "int8": "I8", "int4": "Q4_0"}
@@ -57,7 +57,7 @@ def quantisable(module: nn.Module) -> Iterator[nn.Linear | nn.Conv2d]:
 
 def quantised_size(weight: Tensor, kind: Quantisation) -> int:
     """Bytes of a weight in another packing, its scales with it."""
-    if PACKINGS[kind] not in BYTES:
+    if PACKINGS[kind] not in NUMBERS:
         return weight.numel() // GROUP * (2 + GROUP // 2)
     return weight.numel() + 4 * len(weight)
 
@@ -65,7 +65,7 @@ def quantised_size(weight: Tensor, kind: Quantisation) -> int:
 def quantised(weight: Tensor, kind: Quantisation) -> QuantisedTensor:
     """A weight `(rows, ...)` in another packing. Rows are a multiple of 32 numbers long for `int4`."""
     packing, rows = PACKINGS[kind], weight.float().flatten(1)
-    if packing not in BYTES:
+    if packing not in NUMBERS:
         return QuantisedTensor(_q4_0(rows), packing, tuple(weight.shape))
     data, scale = rounded(rows, packing)
     products = weight.ndim == 2 and products_in_bytes(packing, weight.device)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from reverie.checkpoint.packed import PackedTensor, is_packed
+from reverie.checkpoint.packed import PackedTensor, is_packed, numbers_of
+from reverie.checkpoint.quantised import HALVES
 from reverie.checkpoint.quantising import Quantisation, quantisable, quantisation_of, quantised_size
 from reverie.engine.blockwise import blocks_of, slots_of
 from reverie.engine.forecast import FUSED
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from reverie.engine.bundle import Model
 
 REFINER = "refiner "
+NETWORKS = ("unet", f"{REFINER}unet")
 OWN_PRECISION = {"upscaler", "tiny decoder"}  # they compute in float32 whatever the model does
 SLICES = (1024, 256)  # queries of an attention layer
 
@@ -128,13 +130,16 @@ class Plan:
         return found
 
 
-def fit(model: "Model", request: Request, limit: int, prepare: Prepare) -> Plan:
+def fit(model: "Model", request: Request, limit: int, prepare: Prepare, *, last: bool = False) -> Plan:
     """Choose the measures under which a resolved request stays below a limit, and put them in place.
+
+    Args:
+        last: see `generate.batches`.
 
     Raises:
         RequestError: not even the leanest way does.
     """
-    plan = planned(model, request, prepare, limit)
+    plan = planned(model, request, prepare, limit, last=last)
     if plan.measures != model.measures and (words := plan.measures.words()):
         warnings.warn(f"to stay below {shown(limit)}: {', '.join(words)}", stacklevel=3)
     model.measures = plan.measures
@@ -142,13 +147,18 @@ def fit(model: "Model", request: Request, limit: int, prepare: Prepare) -> Plan:
     return plan
 
 
-def planned(model: "Model", request: Request, prepare: Prepare, limit: int | None = None) -> Plan:
+def planned(
+    model: "Model", request: Request, prepare: Prepare, limit: int | None = None, *, last: bool = False
+) -> Plan:
     """The plan of a resolved request: the first measures that fit below the limit, none where there is no limit.
+
+    Args:
+        last: see `generate.batches`.
 
     Raises:
         RequestError: not even the leanest way does.
     """
-    planner = Planner(model, request, prepare, limit)
+    planner = Planner(model, request, prepare, limit, last=last)
     plan = planner.plan(Measures())
     if limit is None or plan.total <= limit:
         return plan
@@ -182,10 +192,13 @@ class Planner:
 
     Args:
         prepare: see `rehearsal.rehearse`.
+        last: see `generate.batches`.
     """
 
-    def __init__(self, model: "Model", request: Request, prepare: Prepare, limit: int | None) -> None:
-        self._model, self._request, self._prepare, self._limit = model, request, prepare, limit
+    def __init__(
+        self, model: "Model", request: Request, prepare: Prepare, limit: int | None, *, last: bool = False
+    ) -> None:
+        self._model, self._request, self._prepare, self._limit, self._last = model, request, prepare, limit, last
         self._files = MappedFiles()
         self._plans: dict[Measures, Plan] = {}
 
@@ -242,8 +255,10 @@ class Planner:
         """
         found, placed = (0, 0, ""), Held()
         there: dict[str, Held] = {}
-        for call in rehearsal.calls:
-            name = weights_of(call.part)
+        names = [weights_of(call.part) for call in rehearsal.calls]
+        for number, (name, call) in enumerate(zip(names, rehearsal.calls, strict=True)):
+            if self._goes_early and not any(later in NETWORKS for later in names[number:]):
+                there = {other: weights for other, weights in there.items() if other not in NETWORKS}
             if alone and name not in there and not _stays(name):
                 there = {other: weights for other, weights in there.items() if _stays(other)}
             there[name] = held[name]
@@ -252,6 +267,12 @@ class Planner:
             found = max(found, now, key=lambda moment: moment[0] + moment[1])
         end = (placed.own + rehearsal.around, placed.mapped, "the finished pictures")
         return max(found, end, key=lambda moment: moment[0] + moment[1])
+
+    @property
+    def _goes_early(self) -> bool:
+        """Whether the denoising network is gone when the first picture is decoded."""
+        request = self._request
+        return self._last and request.travel is None and request.count <= request.batch_size
 
     def _networks(self, rehearsal: Rehearsal) -> dict[str, nn.Module]:
         """Every network that is asked, by the name of its weights."""
@@ -290,6 +311,7 @@ class Planner:
     def _bytes(self, tensors: Iterable[Tensor], name: str, measures: Measures, *, brought: bool = False) -> Held:
         """Of weights that are placed as `engine/placing.py` does, or brought as `engine/blockwise.py` does."""
         model, own, mapped, extra = self._model, 0, 0, 0
+        least = None if brought else self._least_halves(name)
         for tensor in tensors:
             dtype = model.dtype if tensor.is_floating_point() else tensor.dtype
             there = self._files.holds(tensor)
@@ -300,6 +322,10 @@ class Planner:
             )
             if name in OWN_PRECISION:
                 size, moves = tensor.nbytes, model.device.type != "cpu"
+            halves = moves and numbers_of(tensor).dtype in HALVES.values()
+            if least is not None and there and halves and tensor.numel() >= least:
+                size, moves = _stored(tensor), False
+                extra = max(extra, tensor.numel() * dtype.itemsize)
             if moves or not there:
                 own += size
                 mapped += _stored(tensor) if brought and there else 0
@@ -307,6 +333,12 @@ class Planner:
                 mapped += size
             extra = max(extra, tensor.numel() * (4 + dtype.itemsize) if packed else 0)
         return Held(own, mapped, extra)
+
+    def _least_halves(self, name: str) -> int | None:
+        """Numbers of a weight from which halves are widened at each use and not kept so: in large text encoders."""
+        part = name.removeprefix(REFINER)
+        module = self._model.parts.modules().get(part)
+        return None if module is None or part in {"unet", "vae"} else self._model.speed.halves(module)
 
     def _part(self, name: str, rehearsal: Rehearsal, held: dict[str, Held], measures: Measures) -> Part:
         calls = [call for call in rehearsal.calls if call.part == name]
@@ -350,4 +382,4 @@ def _stays(name: str) -> bool:
 
 def _stored(tensor: Tensor) -> int:
     """Bytes of the numbers as they are stored."""
-    return tensor.packed.data.nbytes if isinstance(tensor, PackedTensor) else tensor.nbytes
+    return numbers_of(tensor).nbytes

@@ -172,6 +172,14 @@ class Model:
         for owner, name in [key for key in self._residents.placed if key[0] == id(self)]:
             self._residents.placed.pop((owner, name)).leave()
 
+    def release(self, name: str) -> None:
+        """Take one part off the device; it is brought again when it is needed."""
+        placed = self._residents.placed.pop((id(self), name), None)
+        if placed is not None:
+            self.forms.clear()
+            self.speed.forget()
+            placed.leave()
+
     def ready(self, name: str, module: M) -> M:
         """The part `name`, on the device, in the computing precision, its weights checked.
 
@@ -199,7 +207,15 @@ class Model:
         originals = Originals(module)
         layout = layout_for(self.device, self.dtype) if self.speed.mode == "auto" else torch.preserve_format
         kind = quantisation_of(name, self.weights)
-        place(module, self.device, self.dtype, packed=self.packed, quantisation=kind, layout=layout)
+        place(
+            module,
+            self.device,
+            self.dtype,
+            packed=self.packed,
+            quantisation=kind,
+            halves=self.speed.halves(module),
+            layout=layout,
+        )
         return Placed(module, originals, forgets=self.memory is not None)
 
     def _check(self, name: str, module: nn.Module) -> None:

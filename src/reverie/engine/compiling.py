@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from reverie.checkpoint.packed import PackedTensor, is_packed
+from reverie.checkpoint.packed import is_packed, numbers_of
 from reverie.engine.recording import Recorded
 from reverie.errors import GenerationError
 from reverie.nets.attention import TransformerBlock
@@ -107,7 +107,7 @@ class Compiler:
 
 def _place(weight: Tensor) -> int:
     """Where the numbers of a weight lie."""
-    return (weight.packed.data if isinstance(weight, PackedTensor) else weight).data_ptr()
+    return numbers_of(weight).data_ptr()
 
 
 def reason(error: BaseException) -> str:

@@ -107,6 +107,7 @@ class Job:
     Attributes:
         kits: the adapters of the request, for each model that draws.
         tell: is told every x0.
+        last: after which the denoising networks are needed no more; None if they are to stay.
     """
 
     model: "Model"
@@ -115,6 +116,7 @@ class Job:
     passes: tuple[Pass, ...]
     kits: "Mapping[Model, Kit]"
     tell: Callable[[Tensor], None]
+    last: Picture | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +165,9 @@ def drawn(job: Job, group: Sequence[Picture]) -> tuple[Tensor, Tensor]:
     for run in job.passes:
         sample = _pass(job, group, run, sample)
     assert sample is not None
+    if any(picture is job.last for picture in group):
+        for model in job.kits:
+            model.release("unet")
     return sample.latents, finished(job, sample.latents)
 
 

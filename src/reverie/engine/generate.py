@@ -1,7 +1,7 @@
 """One function draws every picture."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -110,6 +110,7 @@ def batches(
     pictures: Sequence[Picture] | None = None,
     progress: Progress | None = None,
     watch: Watch | None = None,
+    last: bool = False,
 ) -> Iterator[Result]:
     """Draw a resolved request, handing over each batch as soon as it is drawn.
 
@@ -117,13 +118,14 @@ def batches(
         pictures: instead of the request's own; prompts and seeds may be others, all else is the request's.
         progress: called as `(evaluations done, evaluations in all)`.
         watch: called as `(evaluations done, evaluations in all, x0)` with the latents as they are so far.
+        last: nothing is drawn with the model afterwards: its denoising network goes before the last picture is decoded.
     """
     from reverie.engine.image import fingerprint
 
     if model.memory is not None:
         from reverie.engine.budget import fit  # for those who set a limit
 
-        fit(model, request, model.memory, prepared)
+        fit(model, request, model.memory, prepared, last=last)
     done, total = 0, 0
 
     def tell(x0: Tensor) -> None:
@@ -136,6 +138,8 @@ def batches(
             watch(done, total, x0)
 
     job, groups = prepared(model, request, pictures=pictures, tell=tell)
+    if last:
+        job = replace(job, last=groups[-1][-1])
     total = sum(run.evaluations for run in job.passes) * len(groups)
     made_by = fingerprint(model)
     if request.refine is not None:

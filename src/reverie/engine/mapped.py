@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reverie.checkpoint.packed import PackedTensor
+from reverie.checkpoint.packed import numbers_of
 
 MAPS = Path("/proc/self/maps")
 
@@ -56,7 +56,7 @@ class MappedFiles:
 
     def _span(self, tensor: Tensor) -> tuple[int, int] | None:
         """Addresses of a tensor's numbers, if they lie in a mapped file whole."""
-        data = tensor.packed.data if isinstance(tensor, PackedTensor) else tensor
+        data = numbers_of(tensor)
         if data.device.type != "cpu" or not data.numel():
             return None
         storage = data.untyped_storage()

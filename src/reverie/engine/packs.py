@@ -1,7 +1,8 @@
 """Weights as some way to compute wants them (`nets/ways.py`), kept beside the network's own.
 
-They cost as much memory again as the layers they are of. A weight that is no longer used takes what was made of it with
-it, so that forms of a network come and go without a trace.
+They cost as much memory again as the layers they are of; beside halves in a mapped file, which would have to be widened
+anyway, as much less. A weight that is no longer used takes what was made of it with it, so that forms of a network come
+and go without a trace.
 """
 
 import threading
@@ -13,16 +14,26 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from reverie.checkpoint.packed import is_halved, numbers_of
+
 PATIENCE = 8  # refusals; longer than any rhythm in which parts of a network are left out (feature caching)
 
 
 @dataclass
 class _Pack:
-    """A weight that was made ready for inputs of some shape, and when it was last used."""
+    """A weight that was made ready for inputs of some shape.
+
+    Attributes:
+        of: the state of what it was made of.
+        size: bytes.
+        more: bytes beyond those that the weight itself would take.
+        used: when it was last.
+    """
 
     weight: Tensor
     of: tuple[int, int]
     size: int
+    more: int
     used: int
 
 
@@ -30,8 +41,9 @@ class Packs:
     """Ready weights, by the tensor they are made of and the shape of the inputs they are made for.
 
     Args:
-        budget: bytes; asked once, when the first weight is to be kept. Where they are used up, a weight that was wanted
-            and refused several times takes the place of those that nobody wanted meanwhile.
+        budget: bytes beyond those of the weights themselves; asked once, when the first is to be kept. Where they are
+            used up, a weight that was wanted and refused several times takes the place of those that nobody wanted
+            meanwhile.
     """
 
     def __init__(self, budget: Callable[[], int]) -> None:
@@ -56,10 +68,12 @@ class Packs:
             pack, state = own.get(shape), _state(source)
             if pack is None or pack.of != state:  # the weight itself was changed
                 own.pop(shape, None)
-                if not self._room(int(growth * source.nbytes), (id(source), shape)):
+                spared = source.nbytes if is_halved(source) and not own else 0
+                if not self._room(int(growth * source.nbytes) - spared, (id(source), shape)):
                     return None
                 weight = make()
-                pack = own[shape] = _Pack(weight, state, _bytes(weight), 0)
+                size = _bytes(weight)
+                pack = own[shape] = _Pack(weight, state, size, size - spared, 0)
             pack.used = self._clock
             return pack.weight
 
@@ -67,8 +81,8 @@ class Packs:
         """Whether so many bytes are free."""
         if self._budget < 0:
             self._budget = self._ask()
-        free = self._budget - self.size
-        if free >= size:
+        free: int = self._budget - sum(pack.more for own in self._packs.values() for pack in own.values())
+        if free >= size or size <= 0:
             return True
         first, times = self._refused.get(wanted, (self._clock, 0))
         self._refused[wanted] = (first, times + 1)
@@ -79,18 +93,21 @@ class Packs:
 
     def _forget(self, since: int, size: int) -> int:
         """Drop what was not used since, the oldest first, until so many bytes are free; how many there are."""
-        there = [(pack.used, shape, own) for own in self._packs.values() for shape, pack in own.items()]
+        there = [
+            (pack.used, shape, own) for own in self._packs.values() for shape, pack in own.items() if pack.more > 0
+        ]
         freed = 0
         for used, shape, own in sorted(there, key=lambda one: one[0]):
             if freed >= size or used >= since:
                 break
-            freed += own.pop(shape).size
+            freed += own.pop(shape).more
         return freed
 
 
 def _state(source: Tensor) -> tuple[int, int]:
     """What is another when a weight is changed, in place or as a whole."""
-    return source.data_ptr(), 0 if source.is_inference() else source._version
+    numbers = numbers_of(source)
+    return numbers.data_ptr(), 0 if numbers.is_inference() else numbers._version
 
 
 def _bytes(weight: Tensor) -> int:

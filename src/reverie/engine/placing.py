@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from reverie.checkpoint.packed import PackedTensor, is_packed, unpack
+from reverie.checkpoint.packed import PackedTensor, halve, is_packed, unpack
 from reverie.checkpoint.quantising import PACKINGS, Quantisation, quantise
 from reverie.engine.blockwise import Conveyor, Slot, slots_of
 from reverie.engine.mapped import MappedFiles
@@ -41,6 +41,7 @@ def place(
     *,
     packed: bool = False,
     quantisation: Quantisation | None = None,
+    halves: int | None = None,
     layout: torch.memory_format = torch.preserve_format,
 ) -> None:
     """Bring every weight to a device and a precision, in place, one after the other.
@@ -50,12 +51,15 @@ def place(
     Args:
         packed: packed weights stay packed and are unpacked at every use.
         quantisation: to which weights are quantised.
+        halves: numbers of a weight from which halves stay what they are and are widened where they are used.
         layout: of convolutions' weights.
     """
     if quantisation is not None:
         quantise(module, quantisation, device, dtype)
     elif not packed:
         unpack(module, dtype)
+    if halves is not None:
+        halve(module, dtype, halves)
     module.to(device, dtype)
     if layout != torch.preserve_format:
         module.to(memory_format=layout)  # type: ignore[call-overload]  # documented, but not in its types

@@ -7,17 +7,20 @@ network up to the order in which a product is summed up: 1e-5 in float32, about 
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, Generic, Literal, TypeVar
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
 
+from reverie.checkpoint.packed import is_halved, unpacked
 from reverie.engine.calibration import Calibration, Cost, Trial, fastest
 from reverie.engine.memory import available
 from reverie.engine.packs import Packs
 from reverie.engine.processor import Processor, threads_for
+from reverie.nets import ways
 from reverie.nets.attention import ATTENTION, Attend
 from reverie.nets.ways import CONVOLUTION, LINEAR, L, Way, chosen, onednn_computes
 
@@ -31,6 +34,8 @@ UNTOLD = 1 << 32  # bytes for packed weights where the system does not say how m
 WIDE = 64 * 64  # pixels of a feature map from which float32 convolutions gain by channels-last
 # Channels and pixels, of all calls, from which Winograd's tiles gain more than their weights take to make ready.
 DEEP, REPAID = 256, 64 * 64
+PRICE = 0.3e-9  # seconds that a byte more is to save at each call: three tenths of a second for a gigabyte
+WHOLE = "whole"  # halves that were widened
 MANY_KEYS = 1024  # from which attention by blocks gains where products of bfloat16 are native
 M = TypeVar("M", bound=nn.Module)
 
@@ -129,6 +134,10 @@ class Speed:
             if wanted != present:
                 torch.set_num_threads(wanted)
 
+    def halves(self, network: nn.Module) -> int | None:
+        """Numbers of a weight from which halves that stand for wider numbers stay halves; None where none do."""
+        return ways.LEAST if self.acts and is_large(network) else None
+
     def form(self, network: M, evaluations: int = 1) -> M:
         """The form of a ready network that computes in the ways chosen; itself where there is nothing to choose.
 
@@ -140,7 +149,7 @@ class Speed:
         calls = 1 << (min(max(evaluations, 1), MOST_COUNTED).bit_length() - 1)
         own = self._forms.setdefault(network, {})
         if calls not in own:
-            own[calls] = chosen(network, ByCost(self, calls)) if is_large(network) else None
+            own[calls] = chosen(network, ByCost(self, calls), is_ready) if is_large(network) else None
         found = own[calls]
         if found is None:  # it is not kept as its own form, or it would never go
             return network
@@ -152,8 +161,26 @@ class Speed:
         self._forms.clear()
 
 
+@dataclass(frozen=True)
+class Choice(Generic[L]):
+    """How a layer is computed for inputs of some shape.
+
+    Attributes:
+        first: the way that is fastest for one call alone: no weight is made ready that this call does not repay.
+        later: the fastest for all the others.
+        spare: for want of room.
+    """
+
+    first: Way[L]
+    later: Way[L]
+    spare: Way[L]
+
+
 class ByCost:
     """Computes layers in the way that costs the least for so many calls (`nets.ways.Chooser`).
+
+    The first call of every layer is one of its own kind: whoever waits for the first step does not wait until weights
+    are ready for all the others.
 
     Args:
         calls: of every layer.
@@ -161,8 +188,9 @@ class ByCost:
 
     def __init__(self, speed: Speed, calls: int) -> None:
         self._speed, self._calls = speed, calls
-        self._ways: dict[tuple[object, ...], Any] = {}
-        self._spare: dict[tuple[object, ...], Any] = {}
+        self._choices: dict[tuple[object, ...], Any] = {}
+        self._attention: dict[tuple[object, ...], Attend] = {}
+        self._met: WeakSet[nn.Module] = WeakSet()
 
     def __deepcopy__(self, memo: object) -> "ByCost":
         return self  # copies of a network (tiles) share what is known and packed
@@ -170,72 +198,107 @@ class ByCost:
     def linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
         """What `nn.Linear` says."""
         key = ("linear", x.numel() // x.shape[-1], *layer.weight.shape, x.dtype)
-        return self._computed(key, LINEAR, layer, x, lambda: LINEAR[0])
+        return self._computed(key, LINEAR, layer, x, lambda calls: LINEAR[0])
 
     def convolution(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
         """What `nn.Conv2d` says."""
         last = x.is_contiguous(memory_format=torch.channels_last)
         shape = (*x.shape, *layer.weight.shape, *layer.stride, *layer.padding, *layer.dilation, layer.groups)
-        guess = partial(self._guessed_convolution, layer, x)
+        guess = partial(_guessed_convolution, layer, x)
         return self._computed(("convolution", *shape, last, x.dtype), CONVOLUTION, layer, x, guess)
-
-    def _guessed_convolution(self, layer: nn.Conv2d, x: Tensor) -> Way[nn.Conv2d]:
-        plain, last, _, tiles = CONVOLUTION
-        pixels, channels = x.shape[-1] * x.shape[-2], min(layer.in_channels, layer.out_channels)
-        if tiles.usable(layer, x) and channels >= DEEP and self._calls * len(x) * pixels >= REPAID:
-            return tiles
-        return last if x.dtype != torch.float32 or pixels >= WIDE else plain
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What `nets.attention.attention` says."""
         key = ("attention", *q.shape, k.shape[2], q.dtype)
-        if key not in self._ways:
+        if key not in self._attention:
             trials = {name: _attention_trial(way, q, k, v) for name, way in ATTENTION.items()}
+            costs = self._costs(key, trials)
             native = q.dtype == torch.bfloat16 and self._speed.processor.multiplies_bfloat16
             guess = "blocks" if native and k.shape[2] >= MANY_KEYS else "fused"
-            self._ways[key] = ATTENTION[self._chosen(key, trials, "fused", guess)]
-        result: Tensor = self._ways[key](q, k, v)
-        return result
+            self._attention[key] = ATTENTION[fastest(costs, "fused", self._calls) if costs else guess]
+        return self._attention[key](q, k, v)
 
     def _computed(
-        self, key: tuple[object, ...], ways: Sequence[Way[L]], layer: L, x: Tensor, guess: Callable[[], Way[L]]
+        self, key: tuple[object, ...], known: Sequence[Way[L]], layer: L, x: Tensor, guess: Callable[[int], Way[L]]
     ) -> Tensor:
         """What a layer says, in the way of its shape; in the usual way where gradients are wanted or types differ."""
-        usual, weight = ways[0], layer.weight
-        if x.dtype != weight.dtype or type(weight) is not nn.Parameter or x.requires_grad or weight.requires_grad:
-            return usual.run(layer, x, weight)
-        if key not in self._ways:
-            usable = {way.name: way for way in ways if way.usable(layer, x)}
-            trials = {name: _trial(way, layer, x) for name, way in usable.items()}
-            guessed = guess()
-            self._spare[key] = guessed if guessed.prepare is None else usual
-            self._ways[key] = usable[self._chosen(key, trials, usual.name, guessed.name)]
-        way: Way[L] = self._ways[key]
-        if way.prepare is None:
-            return way.run(layer, x, weight)
-        made_for = way.name if way.anywhere else key
-        ready = self._speed.packs.get(weight, made_for, partial(way.prepare, layer, x), way.growth)
+        weight = layer.weight
+        if x.dtype != weight.dtype or x.requires_grad or not is_ready(weight):
+            return known[0].run(layer, x, weight)
+        if key not in self._choices:
+            self._choices[key] = self._choice(key, known, layer, x, guess)
+        choice: Choice[L] = self._choices[key]
+        way = choice.later if layer in self._met else choice.first
+        self._met.add(layer)
+        ready = self._ready(way, key, layer, x) if way.prepare else self._whole(weight, keep=choice.later is way)
         if ready is None:  # no room for it
-            way, ready = self._spare[key], weight
+            way, ready = choice.spare, self._whole(weight, keep=True)
         return way.run(layer, x, ready)
 
-    def _chosen(self, key: tuple[object, ...], trials: Mapping[str, Trial], usual: str, guess: str) -> str:
-        """The name of a way: by what is known of it, by measuring where the run is long, else a guess."""
+    def _choice(
+        self, key: tuple[object, ...], known: Sequence[Way[L]], layer: L, x: Tensor, guess: Callable[[int], Way[L]]
+    ) -> Choice[L]:
+        """By what is known of the ways, by measuring where the run is long, else a guess."""
+        usual, usable = known[0], {way.name: way for way in known if way.usable(layer, x)}
+        costs = self._costs(key, {name: _trial(way, layer, x) for name, way in usable.items()})
+        for name, cost in costs.items():
+            costs[name] = replace(cost, call=cost.call + PRICE * _more(usable[name], layer.weight))
+
+        def best(calls: int) -> Way[L]:
+            return usable[fastest(costs, usual.name, calls)] if costs else guess(calls)
+
+        guessed = guess(self._calls)
+        return Choice(best(1), best(self._calls), guessed if guessed.prepare is None else usual)
+
+    def _ready(self, way: Way[L], key: tuple[object, ...], layer: L, x: Tensor) -> Tensor | None:
+        """The weight as a way wants it; None where there is no room for it."""
+        weight, prepare = layer.weight, way.prepare
+        assert prepare is not None
+        made_for = way.name if way.anywhere else key
+        return self._speed.packs.get(weight, made_for, lambda: prepare(layer, unpacked(weight), x), way.growth)
+
+    def _whole(self, weight: Tensor, *, keep: bool) -> Tensor:
+        """The numbers of a weight; halves are widened, once if they are kept so."""
+        kept = None
+        if keep and is_halved(weight):
+            kept = self._speed.packs.get(weight, WHOLE, lambda: unpacked(weight))
+        found: Tensor = unpacked(weight) if kept is None else kept
+        return found
+
+    def _costs(self, key: tuple[object, ...], trials: Mapping[str, Trial]) -> dict[str, Cost]:
+        """What each way costs; empty where that is not known, and the run too short to find out."""
         shape = f"{torch.get_num_threads()} threads, {' '.join(map(str, key))}"
         calibration = self._speed.calibration
-        costs: Mapping[str, Cost] = calibration.known(shape)
-        if self._calls >= LONG:
-            costs = calibration.measured(shape, trials)
-        if not trials.keys() <= costs.keys():
-            return guess
-        return fastest({name: costs[name] for name in trials}, usual, self._calls)
+        costs = calibration.measured(shape, trials) if self._calls >= LONG else calibration.known(shape)
+        return {name: costs[name] for name in trials} if trials.keys() <= costs.keys() else {}
+
+
+def _more(way: Way[L], weight: Tensor) -> float:
+    """Bytes that a way takes beyond those of the weight itself."""
+    if way.prepare is None:
+        return 0.0
+    return (way.growth - is_halved(weight)) * weight.nbytes
+
+
+def _guessed_convolution(layer: nn.Conv2d, x: Tensor, calls: int) -> Way[nn.Conv2d]:
+    plain, last, _, tiles = CONVOLUTION
+    pixels, channels = x.shape[-1] * x.shape[-2], min(layer.in_channels, layer.out_channels)
+    if tiles.usable(layer, x) and channels >= DEEP and calls * len(x) * pixels >= REPAID:
+        return tiles
+    return last if x.dtype != torch.float32 or pixels >= WIDE else plain
+
+
+def is_ready(weight: Tensor) -> bool:
+    """Whether a weight can be computed with: plain, or halves that stand for it, and not to be trained."""
+    return ways.is_plain(weight) or (is_halved(weight) and not weight.requires_grad)
 
 
 def _trial(way: Way[L], layer: L, x: Tensor) -> Trial:
     """One layer's call."""
 
     def prepare() -> Tensor:
-        return layer.weight if way.prepare is None else way.prepare(layer, x)
+        weight: Tensor = unpacked(layer.weight)
+        return weight if way.prepare is None else way.prepare(layer, weight, x)
 
     return Trial(lambda weight: way.run(layer, x, weight), prepare)
 

@@ -8,7 +8,7 @@ torch (its own compiler uses them), so that one check says whether they are ther
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ class Way(Generic[L]):
 
     Attributes:
         run: `(layer, x, weight) -> y`.
-        prepare: the weight as this way wants it, for inputs like `x`; None where it is taken as it is.
+        prepare: `(layer, weight, x)` -> the weight as this way wants it, for inputs like `x`; None: as it is.
         private: whether it needs operators that are private to torch.
         fits: which layers and inputs it can be used for; None for all.
         growth: how many times as large as the weight the prepared one is.
@@ -40,7 +40,7 @@ class Way(Generic[L]):
 
     name: str
     run: Callable[[L, Tensor, Tensor], Tensor]
-    prepare: Callable[[L, Tensor], Tensor] | None = None
+    prepare: Callable[[L, Tensor, Tensor], Tensor] | None = None
     private: bool = False
     fits: Callable[[L, Tensor], bool] | None = None
     growth: float = 1.0
@@ -64,9 +64,9 @@ def _onednn_linear(layer: nn.Linear, x: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
-def _packed_linear(layer: nn.Linear, x: Tensor) -> Tensor:
+def _packed_linear(layer: nn.Linear, weight: Tensor, x: Tensor) -> Tensor:
     rows = x.numel() // x.shape[-1]
-    result: Tensor = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
+    result: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
     return result
 
 
@@ -86,9 +86,9 @@ def _onednn_conv(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
-def _packed_conv(layer: nn.Conv2d, x: Tensor) -> Tensor:
+def _packed_conv(layer: nn.Conv2d, weight: Tensor, x: Tensor) -> Tensor:
     result: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
-        layer.weight.detach(), layer.padding, layer.stride, layer.dilation, layer.groups, list(x.shape)
+        weight.detach(), layer.padding, layer.stride, layer.dilation, layer.groups, list(x.shape)
     )
     return result
 
@@ -98,8 +98,8 @@ def _winograd_conv(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
     return winograd(x, weight, layer.bias, _sides(layer))
 
 
-def _winograd_weight(layer: nn.Conv2d, x: Tensor) -> Tensor:
-    return winograd_weight(layer.weight)
+def _winograd_weight(layer: nn.Conv2d, weight: Tensor, x: Tensor) -> Tensor:
+    return winograd_weight(weight)
 
 
 def _fits_winograd(layer: nn.Conv2d, x: Tensor) -> bool:
@@ -159,8 +159,8 @@ def _agrees(dtype: torch.dtype) -> bool:
     close = torch.finfo(dtype).eps * 16
     pairs = (
         (_onednn_linear(linear, tokens, linear.weight), linear(tokens)),
-        (_onednn_linear(linear, tokens, _packed_linear(linear, tokens)), linear(tokens)),
-        (_onednn_conv(conv, picture, _packed_conv(conv, picture)), conv(picture)),
+        (_onednn_linear(linear, tokens, _packed_linear(linear, linear.weight, tokens)), linear(tokens)),
+        (_onednn_conv(conv, picture, _packed_conv(conv, conv.weight, picture)), conv(picture)),
     )
     return all(torch.allclose(own, usual, rtol=close, atol=close) for own, usual in pairs)
 
@@ -201,11 +201,19 @@ class ChosenConv2d(nn.Conv2d):
         return self.chooser.convolution(self, input)
 
 
-def chosen(network: M, chooser: Chooser) -> M:
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight is one of torch's own, and not to be trained."""
+    return type(weight) is nn.Parameter and not weight.requires_grad
+
+
+def chosen(network: M, chooser: Chooser, ready: Callable[[Tensor], bool] = is_plain) -> M:
     """The form of a network whose linear layers, convolutions and attention are computed as `chooser` says.
 
     Layers of other classes (seamless convolutions), packed weights of files and small layers stay as they are.
     A form made of this one, with other weights or with branches, is computed in the same way.
+
+    Args:
+        ready: which weights the chooser can take.
     """
     layers: dict[str, nn.Module] = {}
     for path, module in network.named_modules():
@@ -213,18 +221,16 @@ def chosen(network: M, chooser: Chooser) -> M:
             copy = shared(module)
             copy.attend = chooser.attend
             layers[path] = copy
-        elif is_choosable(module):
+        elif _is_choosable(module) and ready(module.weight):
             layers[path] = _chosen(module, chooser)
     return with_layers(network, layers)
 
 
-def is_choosable(module: nn.Module) -> bool:
+def _is_choosable(module: nn.Module) -> TypeGuard[nn.Linear | nn.Conv2d]:
     """Whether a layer has other ways than the usual one, and is large enough for them to matter."""
     if type(module) is not nn.Linear and not (type(module) is nn.Conv2d and _is_usual(module)):
         return False
-    weight = module.weight
-    plain = type(weight) is nn.Parameter and weight.dtype in TYPES and not weight.requires_grad
-    return plain and weight.numel() >= LEAST
+    return module.weight.dtype in TYPES and module.weight.numel() >= LEAST
 
 
 def _is_usual(layer: nn.Conv2d) -> bool:

@@ -52,12 +52,9 @@ def _rounded() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def winograd_weight(weight: Tensor) -> Tensor:
-    """Weights `(K, C, 3, 3)` at the points: `(36, C, K)` float32."""
+    """Weights `(K, C, 3, 3)` at the points: `(36, K, C)` float32."""
     width, channels = weight.shape[:2]
-    pairs = weight.detach().permute(2, 3, 1, 0).reshape(9, -1)
-    found = weight.new_empty(SPAN * SPAN, pairs.shape[1])
-    torch.mm(_rounded()[1], pairs, out=found)
-    return found.view(SPAN * SPAN, channels, width)
+    return torch.mm(_rounded()[1], weight.detach().reshape(-1, 9).t()).view(SPAN * SPAN, width, channels)
 
 
 def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
@@ -71,7 +68,7 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int,
     Returns:
         `(B, K, h', w')`, channels last.
     """
-    (count, channels, high, wide), width = x.shape, weight.shape[2]
+    (count, channels, high, wide), width = x.shape, weight.shape[1]
     size = high + 2 * padding[0] - 2, wide + 2 * padding[1] - 2
     rows, columns = (-(-side // TILE) for side in size)
     padded = x.new_zeros(count, rows * TILE + 2, columns * TILE + 2, channels)
@@ -97,13 +94,13 @@ def _worked(tiles: Tensor, weight: Tensor, made: Tensor, room: list[Tensor]) -> 
     """Some tiles `(6, 6, b, r, c, C)` -> their outputs, into `made` `(b, r, 4, c, 4, K)`."""
     inputs, _, back = _rounded()
     *_, pictures, rows, columns, channels = tiles.shape
-    number, points, width = pictures * rows * columns, SPAN * SPAN, weight.shape[2]
+    number, points, width = pictures * rows * columns, SPAN * SPAN, weight.shape[1]
     gathered, values, products = (
         space[: points * number * wanted].view(points, -1)
         for space, wanted in zip(room, (channels, channels, width), strict=True)
     )
     gathered.view(tiles.shape).copy_(tiles)
     torch.mm(inputs, gathered, out=values)
-    torch.bmm(values.view(points, number, channels), weight, out=products.view(points, number, width))
+    torch.bmm(values.view(points, number, channels), weight.transpose(1, 2), out=products.view(points, number, width))
     outputs = torch.mm(back, products).view(TILE, TILE, pictures, rows, columns, width)
     made.copy_(outputs.permute(2, 3, 0, 4, 1, 5))

@@ -48,7 +48,7 @@ class Frozen:
 
     def __init__(self, run: TuningRun, device: torch.device, stride: int) -> None:
         self.run, self.device = run, device
-        self.model: Model = load(run.model, device=str(device), precision="float32")
+        self.model: Model = load(run.model, device=str(device), precision="float32", speed="plain")
         parts = self.model.parts
         if not isinstance(parts.unet, UNet) or not isinstance(parts.process, Process):
             raise ConfigError(f"adapters are trained for models with a U-Net; this one is {parts.identity.family}")
