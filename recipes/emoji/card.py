@@ -3,7 +3,7 @@
     reverie evaluate scenes --judge runs/emoji-judge/export --config recipes/emoji/scenes_further.toml \\
         --inception inception.safetensors --out evaluation
     python -m recipes.emoji.card --evaluation evaluation --autoencoder recipes/emoji/scenes_autoencoder.toml \\
-        --diffusion recipes/emoji/scenes_diffusion.toml recipes/emoji/scenes_further.toml \\
+        --diffusion recipes/emoji/scenes_{diffusion,further,pairs,composed}.toml \\
         --on "two CPU cores, float32"
 """
 
@@ -127,7 +127,7 @@ def weak(scores: dict[str, Any]) -> str:
     questions = {"seen": "all", "word": "object"}
     shares = {group: (questions.get(group, group), scores[group]["drawn"]) for group in scores}
     rows = [(TITLES[group], name, drawn[name]["share"]) for group, (name, drawn) in shares.items()]
-    return ", ".join(f"{title} ({name} {share:.0%})" for title, name, share in rows if share < 0.5) or "nothing"
+    return ", ".join(f"{title} ({name} {100 * share:.0f} %)" for title, name, share in rows if share < 0.5) or "nothing"
 
 
 def architecture(model: Path) -> str:

@@ -95,6 +95,6 @@ def test_what_is_weak_is_said() -> None:
         "word": scores(object=0.49),
     }
     assert (
-        card.weak(given) == "two things never seen in this order (relation 7%), name that was never used (object 49%)"
+        card.weak(given) == "two things never seen in this order (relation 7 %), name that was never used (object 49 %)"
     )
     assert card.weak({"seen": scores(all=0.5)}) == "nothing"
