@@ -10,6 +10,7 @@ from reverie.train.config import AutoencoderRun, ControlRun, DiffusionRun, Judge
 FOLDER = Path(__file__).parents[2] / "recipes"
 KINDS: dict[str, Any] = {
     "autoencoder": AutoencoderRun, "diffusion": DiffusionRun, "few": DiffusionRun, "further": DiffusionRun,
+    "pairs": DiffusionRun, "composed": DiffusionRun,
     "judge": JudgeRun, "lora": LoraRun, "control": ControlRun,
 }  # fmt: skip
 

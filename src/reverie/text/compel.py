@@ -32,8 +32,8 @@ MORE, LESS = 1.1, 0.9
 _ESCAPE = re.compile(r'\\([()",.+\-=\\])')
 _PLAIN = r'(?:\\[()",.+\-=\\]|[^\s()",.+\-=\\]|\\|[+-](?![\s()",.+\-=]|\Z))'
 _WORD = re.compile(_PLAIN + "++")
-_FREE = re.compile(r"(?:\\[^\s]|[^\s,\\]|\\)*+,?")  # what is no word reaches to the next space or comma
-_SIMPLE = re.compile(r'(?:\s++|[^\s()",.+\-=\\]++(?=\s|\Z))++')  # space, and words in which nothing is special
+_FREE = re.compile(r"(?>(?:\\[^\s]|[^\s,\\]|\\)*),?")  # what is no word reaches to the next space or comma
+_SIMPLE = re.compile(r'(?>(?:\s++|[^\s()",.+\-=\\]++(?=\s|\Z))+)')  # space, and words in which nothing is special
 _SUFFIXES = frozenset("+-.0123456789")  # what can begin a factor
 _SIGNS = re.compile(r"\++|-+")
 _STRENGTH = re.compile(REAL)

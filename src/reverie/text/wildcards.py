@@ -31,7 +31,7 @@ LONGEST = 1_000_000  # characters of a drawn prompt, and steps to draw it: no te
 
 _TOKEN = re.compile(
     r"(?P<escape>\\.)|(?P<variable>\$\{)|(?P<open>\{)|(?P<close>\})|(?P<bar>\|)"
-    r"|__(?P<wildcard>(?:(?!__)[^\s{}|$<>\"\\:])++)__|(?P<text>[^\\${}|_]++|.)",
+    r"|__(?P<wildcard>(?>(?:(?!__)[^\s{}|$<>\"\\:])+))__|(?P<text>[^\\${}|_]++|.)",
     re.DOTALL,
 )
 _BOUNDS = re.compile(r"\s*+(?:([0-9]{1,6})?(-)?([0-9]{1,6})?)\$\$(?:([^${}]*+)\$\$)?")

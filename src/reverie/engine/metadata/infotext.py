@@ -11,13 +11,13 @@ from itertools import islice
 from typing import Any
 
 NEGATIVE = "Negative prompt:"
-MARKED = re.compile(r"(?:Negative prompt:\s*+)++")
+MARKED = re.compile(r"(?>(?:Negative prompt:\s*+)+)")
 MOST_JSON = 50  # values in brackets that are tried as JSON; json's errors count the lines before them each time
 FEWEST = 3  # settings that make the last line a line of settings
 LONGEST_LINE = 2**18  # characters
 SPACE = re.compile(r"\s*+")
 KEY_RUN = re.compile(r"[\w \-/]++")
-VALUE = re.compile(r'("(?:\\.|[^\\"])++"|[^,]*+)(?:,|$)', re.DOTALL)
+VALUE = re.compile(r'("(?>(?:\\.|[^\\"])+)"|[^,]*+)(?:,|$)', re.DOTALL)
 UP_TO_COMMA = re.compile(r"\s*+[^,]*+(?:,|$)")
 SIZE = re.compile(r"(\d++)x(\d++)")
 DEFAULTS = {  # what a missing key means
