@@ -31,7 +31,7 @@ MORE, LESS = 1.1, 0.9
 
 _ESCAPE = re.compile(r'\\([()",.+\-=\\])')
 _PLAIN = r'(?:\\[()",.+\-=\\]|[^\s()",.+\-=\\]|\\|[+-](?![\s()",.+\-=]|\Z))'
-_WORD = re.compile(_PLAIN + "++")
+_WORD = re.compile(rf"(?>{_PLAIN}+)")
 _FREE = re.compile(r"(?>(?:\\[^\s]|[^\s,\\]|\\)*),?")  # what is no word reaches to the next space or comma
 _SIMPLE = re.compile(r'(?>(?:\s++|[^\s()",.+\-=\\]++(?=\s|\Z))+)')  # space, and words in which nothing is special
 _SUFFIXES = frozenset("+-.0123456789")  # what can begin a factor
