@@ -26,9 +26,9 @@ from reverie.engine.bundle import DTYPES
 from reverie.engine.calibration import Calibration, Trial, timed
 from reverie.engine.remembered import Remembered
 from reverie.engine.speed import MOST_COUNTED, Speed
-from reverie.nets.attention import ATTENTION, attention
+from reverie.nets.attention import ATTENTION, Layer, attention, gated
 from reverie.nets.unet import UNet, UNetConfig
-from reverie.nets.ways import CONVOLUTION, LINEAR, chosen
+from reverie.nets.ways import CONVOLUTION, GATED, LINEAR, chosen
 
 HEADING = "## Layers and steps on a processor"
 SDXL = UNetConfig(
@@ -62,14 +62,23 @@ class Shapes:
         self.count[name] = self.count.get(name, 0) + 1
         self.work[name], self.trials[name] = flop, trials
 
-    def linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
+    def linear(self, layer: nn.Linear, x: Tensor, to: Tensor | None = None) -> Tensor:
         """As the layer."""
         rows, source, width = x.numel() // x.shape[-1], layer.in_features, layer.out_features
         make = partial(layer_trials, LINEAR, partial(nn.Linear, source, width), (1, rows, source), self.dtype)
         self.note(f"linear {rows} x {source} -> {width}", 2.0 * rows * source * width, make)
-        return nn.functional.linear(x, layer.weight, layer.bias)
+        y = nn.functional.linear(x, layer.weight, layer.bias)
+        return y if to is None else to + y
 
-    def convolution(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
+    def gated(self, layer: Layer, x: Tensor) -> Tensor:
+        """As it is; its projection is noted with its own work."""
+        assert isinstance(layer, nn.Linear)
+        rows, source, width = x.numel() // x.shape[-1], layer.in_features, layer.out_features
+        make = partial(layer_trials, GATED, partial(nn.Linear, source, width), (1, rows, source), self.dtype)
+        self.note(f"gated {rows} x {source} -> {width}", 2.0 * rows * source * width, make)
+        return gated(partial(nn.functional.linear, weight=layer.weight, bias=layer.bias), x)
+
+    def convolution(self, layer: nn.Conv2d, x: Tensor, to: Tensor | None = None) -> Tensor:
         """As the layer."""
         y = nn.functional.conv2d(x, layer.weight, layer.bias, layer.stride, layer.padding)
         (kernel, _), (stride, _) = layer.kernel_size, layer.stride
@@ -77,7 +86,7 @@ class Shapes:
         name = f"{kernel}x{kernel} {layer.in_channels} -> {layer.out_channels} at {x.shape[-2]}x{x.shape[-1]}"
         flop = 2.0 * y.numel() * layer.in_channels * kernel**2
         self.note(f"{name}, stride {stride}", flop, partial(layer_trials, CONVOLUTION, of, tuple(x.shape), self.dtype))
-        return y
+        return y if to is None else to + y
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """As attention."""
@@ -97,7 +106,7 @@ def layer_trials(ways: Any, make: Callable[[], Any], shape: tuple[int, ...], dty
         own = x.contiguous() if way.name == "plain" else x  # as a network of plain layers has it
         return Trial(
             lambda weight: way.run(layer, own, weight),
-            lambda: layer.weight if way.prepare is None else way.prepare(layer, own),
+            lambda: layer.weight if way.prepare is None else way.prepare(layer, layer.weight, own),
         )
 
     return {way.name: of(way) for way in ways if way.usable(layer, x)}

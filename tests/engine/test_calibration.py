@@ -38,7 +38,8 @@ def test_times_of_ways() -> None:
 
 
 def test_what_takes_long_is_timed_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    for enough, slow, fast in ((1000.0, 4, 4), (WAIT, 1, 2)):  # the first warms up, and decides who is hopeless
+    # The first warms up, and decides who is hopeless; then as many as there is time for.
+    for enough, slow, fast in ((1000.0, 10, 10), (5 * WAIT, 4, 4), (WAIT, 1, 2)):
         counts: dict[str, int] = {}
         monkeypatch.setattr(calibration, "ENOUGH", enough)
         found = timed(trials(counts))

@@ -15,7 +15,9 @@ def weights(count: int) -> list[Tensor]:
 
 
 def wanted(packs: Packs, source: Tensor, shape: str = "small") -> Tensor | None:
-    return packs.get(source, shape, lambda: source + 1)
+    found = packs.get(source, shape, lambda: source + 1)
+    assert found is None or isinstance(found, Tensor)
+    return found
 
 
 def test_a_weight_is_made_once_for_each_shape() -> None:
@@ -94,5 +96,11 @@ def test_the_budget_is_asked_when_it_is_needed() -> None:
 def test_packed_layers_are_counted() -> None:
     packs, source = Packs(lambda: 1 << 20), torch.randn(64, 64)
     packed = packs.get(source, "rows", lambda: torch.ops.mkldnn._reorder_linear_weight(source, 32))
-    assert packed is not None and packed.is_mkldnn
+    assert isinstance(packed, Tensor) and packed.is_mkldnn
     assert packs.size >= source.nbytes
+
+
+def test_a_weight_in_two_parts_is_counted_whole() -> None:
+    packs, (source,) = Packs(lambda: 10 * SIZE), weights(1)
+    found = packs.get(source, "parts", lambda: source.chunk(2))
+    assert isinstance(found, tuple) and len(found) == 2 and packs.size == SIZE

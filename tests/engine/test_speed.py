@@ -41,7 +41,7 @@ from tests.apps import models
 CLOSE = 1e-4
 CPU = torch.device("cpu")
 OLD, NEW = Processor("old", frozenset({"avx2"}), 2), Processor("new", frozenset({"avx512_bf16"}), 2)
-WAYS = ("plain", "onednn", "channels_last", "packed", "winograd", "blocks")
+WAYS = ("plain", "onednn", "channels_last", "packed", "fused", "winograd", "blocks")
 
 
 @pytest.fixture(autouse=True)
@@ -293,7 +293,7 @@ FIELDS: dict[str, dict[str, Any]] = {
 def test_pictures_in_every_way(name: str, root: Path, usual: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     measured, model = prefer(name, monkeypatch), opened(root)
     assert (draw(model) - draw(usual)).abs().max() < CLOSE
-    assert measured and (model.speed.packs.size > 0) == (name in {"packed", "winograd"})
+    assert measured and (model.speed.packs.size > 0) == (name in {"packed", "fused", "winograd"})
     seen = len(measured)
     draw(model, seed=8)
     assert len(measured) == seen  # the second picture finds everything
@@ -318,6 +318,18 @@ def test_pictures_of_halves_that_stay_where_they_lie(name: str, halves: Path, mo
     unet = sum(p.numel() * 4 for p in model.parts.unet.parameters() if p.ndim > 1)
     assert model.speed.packs.size >= unet
     assert (draw(model) - right).abs().max() < CLOSE
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_pictures_in_bfloat16_of_halves_in_float16(name: str, halves: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They stay in their file, too, and the picture is as near that of float32 as plain layers' is."""
+    prefer(name, monkeypatch)
+    model, plain = (reverie.load(halves, device="cpu", precision="bfloat16", speed=mode) for mode in ("auto", "plain"))
+    true = draw(opened(halves))
+    own, usual = (float((draw(one) - true).square().mean().sqrt()) for one in (model, plain))
+    assert 0 < own < 1.5 * usual
+    weights = [p for p in model.parts.unet.parameters() if p.ndim > 1]
+    assert all(is_halved(p) and p.dtype == torch.bfloat16 for p in weights)
 
 
 @pytest.mark.parametrize("fields", FIELDS.values(), ids=FIELDS)

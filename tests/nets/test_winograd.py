@@ -1,14 +1,16 @@
 """Winograd's 3x3 convolutions are those of the definition, up to rounding."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reverie.nets import winograd as module
-from reverie.nets.winograd import GROWTH, transforms, winograd, winograd_weight
+from reverie.nets.winograd import TILES, Tiles, transforms, winograd, winograd_weight
 
 EXACT = 1e-5  # of the largest number, as of the other ways to compute a layer
+COARSE = 0.03  # in bfloat16: inputs, weights and products are rounded by up to 2**-9, and sums of them to outputs
 
 
 def filled(*shape: int) -> Tensor:
@@ -19,11 +21,12 @@ def error(found: Tensor, true: Tensor) -> float:
     return float((found.double() - true).abs().max() / true.abs().max())
 
 
-def test_the_transforms_are_exact() -> None:
-    inputs, weights, back = transforms()
-    tile, kernel = torch.randn(36, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
+@pytest.mark.parametrize("tiles", TILES.values(), ids=lambda tiles: f"F({tiles.size}, 3)")
+def test_the_transforms_are_exact(tiles: Tiles) -> None:
+    inputs, weights, back = transforms(tiles)
+    tile, kernel = torch.randn(tiles.span**2, dtype=torch.float64), torch.randn(9, dtype=torch.float64)
     found = back @ ((weights @ kernel) * (inputs @ tile))
-    true = F.conv2d(tile.view(1, 1, 6, 6), kernel.view(1, 1, 3, 3)).flatten()
+    true = F.conv2d(tile.view(1, 1, tiles.span, tiles.span), kernel.view(1, 1, 3, 3)).flatten()
     assert torch.allclose(found, true, rtol=0, atol=1e-12)
 
 
@@ -38,7 +41,7 @@ def test_any_size_in_any_parts(
     worked: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "WORKED", worked)
+    monkeypatch.setitem(TILES, torch.float32, replace(TILES[torch.float32], worked=worked))
     x, weight, bias = filled(3, 5, *size).contiguous(memory_format=layout), filled(7, 5, 3, 3), filled(7)
     true = F.conv2d(x.double(), weight.double(), bias.double(), padding=padding)
     found = winograd(x, winograd_weight(weight), bias, padding)
@@ -55,8 +58,31 @@ def test_the_error_at_true_size(shape: tuple[int, int, int]) -> None:
     assert error(winograd(x, winograd_weight(weight), None, (1, 1)), true) < EXACT
 
 
-def test_weights_grow_as_said() -> None:
-    assert winograd_weight(filled(8, 4, 3, 3)).numel() == GROWTH * 8 * 4 * 9
+@pytest.mark.parametrize("dtype", TILES)
+def test_weights_grow_as_said(dtype: torch.dtype) -> None:
+    found = winograd_weight(filled(8, 4, 3, 3).to(dtype))
+    assert found.dtype == dtype and found.numel() == TILES[dtype].growth * 8 * 4 * 9
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 4), (9, 14)])
+@pytest.mark.parametrize("padding", [(1, 1), (2, 1)])
+def test_any_size_in_bfloat16(size: tuple[int, int], padding: tuple[int, int]) -> None:
+    x, weight, bias = (filled(*shape).bfloat16() for shape in ((3, 5, *size), (7, 5, 3, 3), (7,)))
+    true = F.conv2d(x.double(), weight.double(), bias.double(), padding=padding)
+    found = winograd(x, winograd_weight(weight), bias, padding)
+    assert found.shape == true.shape and error(found, true) < COARSE
+
+
+def test_the_error_in_bfloat16_is_a_few_times_that_of_rounding_weights() -> None:
+    """As a root mean square: three roundings of sums of four and nine, against one of weights and one of outputs."""
+    x, weight = filled(2, 640, 16, 16).bfloat16(), filled(640, 640, 3, 3) / 76
+    true = F.conv2d(x.double(), weight.double(), padding=1)
+    found, usual = (
+        winograd(x, winograd_weight(weight.bfloat16()), None, (1, 1)),
+        F.conv2d(x, weight.bfloat16(), padding=1),
+    )
+    own, plain = (float((y.double() - true).square().mean().sqrt()) for y in (found, usual))
+    assert own < 3 * plain
 
 
 def test_without_padding_and_from_a_view() -> None:

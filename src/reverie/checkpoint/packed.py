@@ -98,7 +98,7 @@ def is_packed(module: nn.Module) -> bool:
 
 
 def is_halved(tensor: Tensor) -> bool:
-    """Whether these are halves (float16, bfloat16) that stand for wider numbers: nothing is lost by either."""
+    """Whether these are halves (float16, bfloat16) that stand for numbers of another type, wider or as wide."""
     return isinstance(tensor, PackedTensor) and tensor.packed.packing in HALVES
 
 
@@ -108,7 +108,7 @@ def halve(module: nn.Module, dtype: torch.dtype, least: int) -> None:
     Args:
         least: numbers of a weight; smaller ones stay as they are.
     """
-    packings = {half: name for name, half in HALVES.items() if half.itemsize < dtype.itemsize}
+    packings = {half: name for name, half in HALVES.items() if half != dtype and half.itemsize <= dtype.itemsize}
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.Embedding) and type(layer.weight) is nn.Parameter:
             weight = layer.weight.detach()

@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from reverie.engine.remembered import Remembered
 from reverie.places import user_cache
 
-ENOUGH = 0.1  # seconds of one call; what takes longer is timed once, else three times
+ENOUGH = 0.1  # seconds of one call; what takes longer is timed once more, shorter ones about so long in all
+LEAST, MOST = 3, 9  # rounds of those
 FAR = 1.5  # times the fastest call: a way that takes long, and longer than this at first, is not timed again
 GAIN = 0.95  # of the usual way's time: less is noise
 
@@ -47,8 +48,8 @@ class Trial:
         prepare: gives that weight.
     """
 
-    run: Callable[[Tensor], object]
-    prepare: Callable[[], Tensor]
+    run: Callable[[Any], object]
+    prepare: Callable[[], object]
 
 
 class Calibration:
@@ -99,13 +100,15 @@ def timed(trials: Mapping[str, Trial]) -> dict[str, Cost]:
         weights[name] = trial.prepare()
         once[name] = time.perf_counter() - start
     first = {name: _seconds(trial, weights[name]) for name, trial in trials.items()}  # warms up, too
-    long = max(first.values()) >= ENOUGH
+    longest = max(first.values())
+    long = longest >= ENOUGH
     near = [name for name in trials if not long or first[name] <= FAR * min(first.values())]
-    rounds = [{name: _seconds(trials[name], weights[name]) for name in near} for _ in range(1 if long else 3)]
+    count = 1 if long else min(max(int(ENOUGH / max(longest, 1e-6)), LEAST), MOST)
+    rounds = [{name: _seconds(trials[name], weights[name]) for name in near} for _ in range(count)]
     return {name: Cost(min(one.get(name, first[name]) for one in rounds), once[name]) for name in trials}
 
 
-def _seconds(trial: Trial, weight: Tensor) -> float:
+def _seconds(trial: Trial, weight: object) -> float:
     start = time.perf_counter()
     trial.run(weight)
     return time.perf_counter() - start

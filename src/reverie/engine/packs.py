@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from reverie.checkpoint.packed import is_halved, numbers_of
+from reverie.nets.ways import Ready
 
 PATIENCE = 8  # refusals; longer than any rhythm in which parts of a network are left out (feature caching)
 
@@ -30,7 +31,7 @@ class _Pack:
         used: when it was last.
     """
 
-    weight: Tensor
+    weight: Ready
     of: tuple[int, int]
     size: int
     more: int
@@ -56,7 +57,7 @@ class Packs:
         """Bytes that are kept."""
         return sum(pack.size for own in self._packs.values() for pack in own.values())
 
-    def get(self, source: Tensor, shape: Hashable, make: Callable[[], Tensor], growth: float = 1.0) -> Tensor | None:
+    def get(self, source: Tensor, shape: Hashable, make: Callable[[], Ready], growth: float = 1.0) -> Ready | None:
         """The weight made of `source` for inputs of a shape; None where there is no room for it.
 
         Args:
@@ -110,5 +111,7 @@ def _state(source: Tensor) -> tuple[int, int]:
     return numbers.data_ptr(), 0 if numbers.is_inference() else numbers._version
 
 
-def _bytes(weight: Tensor) -> int:
+def _bytes(weight: Ready) -> int:
+    if isinstance(weight, tuple):
+        return sum(map(_bytes, weight))
     return int(torch.ops.mkldnn._nbytes(weight)) if weight.is_mkldnn else weight.nbytes

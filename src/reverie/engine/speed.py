@@ -21,8 +21,8 @@ from reverie.engine.memory import available
 from reverie.engine.packs import Packs
 from reverie.engine.processor import Processor, threads_for
 from reverie.nets import ways
-from reverie.nets.attention import ATTENTION, Attend
-from reverie.nets.ways import CONVOLUTION, LINEAR, L, Way, chosen, onednn_computes
+from reverie.nets.attention import ATTENTION, Attend, Layer, attention, gated
+from reverie.nets.ways import CONVOLUTION, GATED, LINEAR, ChosenLinear, L, Ready, Way, chosen, onednn_computes
 
 SpeedMode = Literal["auto", "plain"]
 MODES = ("auto", "plain")
@@ -35,6 +35,8 @@ WIDE = 64 * 64  # pixels of a feature map from which float32 convolutions gain b
 # Channels and pixels, of all calls, from which Winograd's tiles gain more than their weights take to make ready.
 DEEP, REPAID = 256, 64 * 64
 PRICE = 0.3e-9  # seconds that a byte more is to save at each call: three tenths of a second for a gigabyte
+KNOWN_WAYS = "ways 2"  # another where a way of the same name takes another time
+SETTLED = ("fused", "packed")  # ways that another must clearly outdo where they take no more memory
 WHOLE = "whole"  # halves that were widened
 MANY_KEYS = 1024  # from which attention by blocks gains where products of bfloat16 are native
 M = TypeVar("M", bound=nn.Module)
@@ -112,7 +114,7 @@ class Speed:
         """What is known of this machine with the threads that there are now."""
         if self._calibration is None:
             self._calibration = Calibration.of_environment(
-                f"{self.processor.name}, {self.processor.cores} cores, torch {torch.__version__}"
+                f"{self.processor.name}, {self.processor.cores} cores, torch {torch.__version__}, {KNOWN_WAYS}"
             )
         return self._calibration
 
@@ -135,8 +137,9 @@ class Speed:
                 torch.set_num_threads(wanted)
 
     def halves(self, network: nn.Module) -> int | None:
-        """Numbers of a weight from which halves that stand for wider numbers stay halves; None where none do."""
-        return ways.LEAST if self.acts and is_large(network) else None
+        """Numbers of a weight from which halves that stand for numbers of another type stay so; None where none do."""
+        wide = self.dtype != torch.float16  # which does not hold all that bfloat16 does
+        return ways.LEAST if self.acts and wide and is_large(network) else None
 
     def form(self, network: M, evaluations: int = 1) -> M:
         """The form of a ready network that computes in the ways chosen; itself where there is nothing to choose.
@@ -195,20 +198,31 @@ class ByCost:
     def __deepcopy__(self, memo: object) -> "ByCost":
         return self  # copies of a network (tiles) share what is known and packed
 
-    def linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        """What `nn.Linear` says."""
+    def linear(self, layer: nn.Linear, x: Tensor, to: Tensor | None = None) -> Tensor:
+        """What `nn.Linear` says, added to `to`."""
         key = ("linear", x.numel() // x.shape[-1], *layer.weight.shape, x.dtype)
-        return self._computed(key, LINEAR, layer, x, lambda calls: LINEAR[0])
+        return self._computed(key, LINEAR, layer, x, lambda calls: LINEAR[0], to)
 
-    def convolution(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
-        """What `nn.Conv2d` says."""
+    def gated(self, layer: Layer, x: Tensor) -> Tensor:
+        """What `nets.attention.gated` says."""
+        if not isinstance(layer, ChosenLinear):  # a LoRA stands beside it, say
+            return gated(layer, x)
+        key = ("gated", x.numel() // x.shape[-1], *layer.weight.shape, x.dtype)
+        return self._computed(key, GATED, layer, x, lambda calls: GATED[0])
+
+    def convolution(self, layer: nn.Conv2d, x: Tensor, to: Tensor | None = None) -> Tensor:
+        """What `nn.Conv2d` says, added to `to`."""
+        if x.dtype != torch.float32:  # in this order all that comes after it is fastest, too
+            x = x.contiguous(memory_format=torch.channels_last)
         last = x.is_contiguous(memory_format=torch.channels_last)
         shape = (*x.shape, *layer.weight.shape, *layer.stride, *layer.padding, *layer.dilation, layer.groups)
         guess = partial(_guessed_convolution, layer, x)
-        return self._computed(("convolution", *shape, last, x.dtype), CONVOLUTION, layer, x, guess)
+        return self._computed(("convolution", *shape, last, x.dtype), CONVOLUTION, layer, x, guess, to)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What `nets.attention.attention` says."""
+        if q.requires_grad or k.requires_grad or v.requires_grad:
+            return attention(q, k, v)
         key = ("attention", *q.shape, k.shape[2], q.dtype)
         if key not in self._attention:
             trials = {name: _attention_trial(way, q, k, v) for name, way in ATTENTION.items()}
@@ -219,12 +233,18 @@ class ByCost:
         return self._attention[key](q, k, v)
 
     def _computed(
-        self, key: tuple[object, ...], known: Sequence[Way[L]], layer: L, x: Tensor, guess: Callable[[int], Way[L]]
+        self,
+        key: tuple[object, ...],
+        known: Sequence[Way[L]],
+        layer: L,
+        x: Tensor,
+        guess: Callable[[int], Way[L]],
+        to: Tensor | None = None,
     ) -> Tensor:
         """What a layer says, in the way of its shape; in the usual way where gradients are wanted or types differ."""
         weight = layer.weight
         if x.dtype != weight.dtype or x.requires_grad or not is_ready(weight):
-            return known[0].run(layer, x, weight)
+            return known[0].plus(layer, x, weight, to)
         if key not in self._choices:
             self._choices[key] = self._choice(key, known, layer, x, guess)
         choice: Choice[L] = self._choices[key]
@@ -233,7 +253,7 @@ class ByCost:
         ready = self._ready(way, key, layer, x) if way.prepare else self._whole(weight, keep=choice.later is way)
         if ready is None:  # no room for it
             way, ready = choice.spare, self._whole(weight, keep=True)
-        return way.run(layer, x, ready)
+        return way.plus(layer, x, ready, to)
 
     def _choice(
         self, key: tuple[object, ...], known: Sequence[Way[L]], layer: L, x: Tensor, guess: Callable[[int], Way[L]]
@@ -244,26 +264,31 @@ class ByCost:
         for name, cost in costs.items():
             costs[name] = replace(cost, call=cost.call + PRICE * _more(usable[name], layer.weight))
 
-        def best(calls: int) -> Way[L]:
-            return usable[fastest(costs, usual.name, calls)] if costs else guess(calls)
+        def best(usual: str, calls: int) -> Way[L]:
+            return usable[fastest(costs, usual, calls)] if costs else guess(calls)
 
         guessed = guess(self._calls)
-        return Choice(best(1), best(self._calls), guessed if guessed.prepare is None else usual)
+        # Halves have to be made into numbers of another type anyhow, so that packing them costs nothing besides.
+        settled = next((name for name in SETTLED if name in usable and is_halved(layer.weight)), usual.name)
+        first, later = best(usual.name, 1), best(settled, self._calls)
+        first = later if first.prepare and later.prepare else first  # two ready weights would be one too many
+        return Choice(first, later, guessed if guessed.prepare is None else usual)
 
-    def _ready(self, way: Way[L], key: tuple[object, ...], layer: L, x: Tensor) -> Tensor | None:
+    def _ready(self, way: Way[L], key: tuple[object, ...], layer: L, x: Tensor) -> Ready | None:
         """The weight as a way wants it; None where there is no room for it."""
         weight, prepare = layer.weight, way.prepare
         assert prepare is not None
-        made_for = way.name if way.anywhere else key
+        made_for = way.name if way.anywhere else (way.name, *key)
         return self._speed.packs.get(weight, made_for, lambda: prepare(layer, unpacked(weight), x), way.growth)
 
     def _whole(self, weight: Tensor, *, keep: bool) -> Tensor:
         """The numbers of a weight; halves are widened, once if they are kept so."""
-        kept = None
         if keep and is_halved(weight):
             kept = self._speed.packs.get(weight, WHOLE, lambda: unpacked(weight))
-        found: Tensor = unpacked(weight) if kept is None else kept
-        return found
+            if isinstance(kept, Tensor):
+                return kept
+        whole: Tensor = unpacked(weight)
+        return whole
 
     def _costs(self, key: tuple[object, ...], trials: Mapping[str, Trial]) -> dict[str, Cost]:
         """What each way costs; empty where that is not known, and the run too short to find out."""
@@ -281,11 +306,13 @@ def _more(way: Way[L], weight: Tensor) -> float:
 
 
 def _guessed_convolution(layer: nn.Conv2d, x: Tensor, calls: int) -> Way[nn.Conv2d]:
-    plain, last, _, tiles = CONVOLUTION
+    usable = {way.name: way for way in CONVOLUTION if way.usable(layer, x)}
     pixels, channels = x.shape[-1] * x.shape[-2], min(layer.in_channels, layer.out_channels)
-    if tiles.usable(layer, x) and channels >= DEEP and calls * len(x) * pixels >= REPAID:
-        return tiles
-    return last if x.dtype != torch.float32 or pixels >= WIDE else plain
+    if x.dtype != torch.float32:
+        return usable.get("packed" if calls > 1 else "channels_last", usable["channels_last"])
+    if "winograd" in usable and channels >= DEEP and calls * len(x) * pixels >= REPAID:
+        return usable["winograd"]
+    return usable["channels_last" if pixels >= WIDE else "plain"]
 
 
 def is_ready(weight: Tensor) -> bool:
@@ -296,7 +323,7 @@ def is_ready(weight: Tensor) -> bool:
 def _trial(way: Way[L], layer: L, x: Tensor) -> Trial:
     """One layer's call."""
 
-    def prepare() -> Tensor:
+    def prepare() -> Ready:
         weight: Tensor = unpacked(layer.weight)
         return weight if way.prepare is None else way.prepare(layer, weight, x)
 

@@ -1,19 +1,27 @@
 """Attention and the transformer blocks of the U-Net."""
 
 from collections.abc import Callable
+from math import prod
 from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reverie.nets.blocks import plus
 from reverie.types import Taps
 
 MOST_SCORES = 2**30  # of queries and keys at a time; kernels that keep them all would need 4 GiB in float32
-BLOCK_SCORES = 2**23  # of a block of queries: 32 MiB in float32
+BLOCK_BYTES = 2**22  # of the scores of a block: what a processor's cache holds
+LANES = 16  # numbers that a product adds at once; values of 40 numbers take twice the time of 48
 
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 """`(q, k, v) -> softmax(q k^T / sqrt(d)) v`, all `(B, heads, N, d)`."""
+
+Layer: TypeAlias = Callable[[Tensor], Tensor]
+
+Gated: TypeAlias = Callable[[Layer, Tensor], Tensor]
+"""`(projection, x) -> h * gelu(g)`; see `gated`."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -27,20 +35,32 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def attention_by_blocks(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """The same as `attention`, by two matrix products for each block of queries, which reach the matrix units of a CPU.
 
-    Softmax is in float32. Of half types the scores are rounded before and after it, as the products take and give them.
+    Some heads or some queries of one head at a time, so that their scores stay in the processor's cache between the
+    products. Of half types the scores are rounded before and after softmax, which itself is in float32. Without
+    gradients.
     """
-    rows = max(BLOCK_SCORES // (q.shape[0] * q.shape[1] * k.shape[2]), 1)
-    flat = [t.flatten(0, 1) for t in (q, k, v)]
-    keys, values, scale = flat[1].transpose(1, 2), flat[2], q.shape[-1] ** -0.5
-    found = [_of_block(part, keys, values, scale) for part in torch.split(flat[0], rows, dim=1)]
-    return torch.cat(found, dim=1).view(q.shape)
+    (count, heads, length, width), keys = q.shape, k.shape[2]
+    most = BLOCK_BYTES // q.itemsize
+    together, rows = max(min(most // (length * keys), heads), 1), max(min(most // keys, length), 1)
+    made = q.new_empty(count, length, heads, width)
+    room = q.new_empty(together * rows * keys)
+    for number in range(count):
+        for first in range(0, heads, together):
+            some = slice(first, first + together)
+            found = made[number, :, some].transpose(0, 1)
+            _of_heads(q[number, some], k[number, some], v[number, some], found, rows, room)
+    return made.transpose(1, 2)
 
 
-def _of_block(queries: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """`queries (B, N, d)`, `keys (B, d, M)`, `values (B, M, d)` -> `(B, N, d)`."""
-    scores = torch.baddbmm(queries.new_zeros(1), queries, keys, beta=0, alpha=scale)
-    shares = scores.softmax(-1, dtype=torch.float32)
-    return torch.bmm(shares.to(values.dtype), values)
+def _of_heads(q: Tensor, k: Tensor, v: Tensor, made: Tensor, rows: int, room: Tensor) -> None:
+    """Some heads `(heads, N, d)`, so many queries at a time, into `made`; `room` is for the scores."""
+    width, scale, nothing = q.shape[-1], q.shape[-1] ** -0.5, q.new_zeros(1)
+    keys, values = k.transpose(1, 2).contiguous(), F.pad(v, (0, -width % LANES)).contiguous()
+    for queries, found in zip(torch.split(q.contiguous(), rows, 1), torch.split(made, rows, 1), strict=True):
+        shape = *queries.shape[:2], k.shape[1]
+        scores = room[: prod(shape)].view(shape)
+        torch.baddbmm(nothing, queries, keys, beta=0, alpha=scale, out=scores)
+        found.copy_(torch.bmm(torch.softmax(scores, -1, out=scores), values)[..., :width])
 
 
 ATTENTION: dict[str, Attend] = {"fused": attention, "blocks": attention_by_blocks}
@@ -83,19 +103,24 @@ class Attention(nn.Module):
         context: Tensor | None = None,
         taps: Taps | None = None,
         known: tuple[Tensor, Tensor] | None = None,
+        to: Tensor | None = None,
     ) -> Tensor:
         """`x (B, N, width)`, `context (B, M, context_width)` -> `(B, N, width)`.
 
         Args:
             known: `keys_values` of the context, where they are there already.
+            to: what the answer is added to.
         """
         tap = taps.attention.get(self.path) if taps else None
 
-        def usual() -> Tensor:
+        def usual(to: Tensor | None = None) -> Tensor:
             k, v = known or self._seen(x, context, taps)
-            return self.merged(self.attend(self.split(self.to_q(x)), k, v))
+            return self.merged(self.attend(self.split(self.to_q(x)), k, v), to)
 
-        return usual() if tap is None else tap(self, x, context, usual)
+        if tap is None:
+            return usual(to)
+        found = tap(self, x, context, usual)
+        return found if to is None else to + found
 
     def _seen(self, x: Tensor, context: Tensor | None, taps: Taps | None) -> tuple[Tensor, Tensor]:
         if context is None or taps is None or taps.prompt is None:
@@ -106,9 +131,14 @@ class Attention(nn.Module):
         """`(B, M, context_width)` -> keys and values `(B, heads, M, d)`."""
         return self.split(self.to_k(source)), self.split(self.to_v(source))
 
-    def merged(self, heads: Tensor) -> Tensor:
-        """What every head found `(B, heads, N, d)`, through the output projection: `(B, N, width)`."""
-        result: Tensor = self.to_out[0](heads.transpose(1, 2).flatten(2))
+    def merged(self, heads: Tensor, to: Tensor | None = None) -> Tensor:
+        """What every head found `(B, heads, N, d)`, through the output projection: `(B, N, width)`.
+
+        Args:
+            to: what that is added to.
+        """
+        layer, found = self.to_out[0], heads.transpose(1, 2).flatten(2)
+        result: Tensor = layer(found) if to is None else plus(layer, found, to)
         return result
 
     def split(self, t: Tensor) -> Tensor:
@@ -117,18 +147,28 @@ class Attention(nn.Module):
         return t.view(batch, length, self.heads, width // self.heads).transpose(1, 2)
 
 
+def gated(layer: Layer, x: Tensor) -> Tensor:
+    """`h * gelu(g)` with `h, g` from one projection `(..., in)` -> `(..., 2 * inner)`: `(..., inner)`."""
+    hidden, gate = layer(x).chunk(2, dim=-1)
+    result: Tensor = hidden * F.gelu(gate)
+    return result
+
+
 class GEGLU(nn.Module):
-    """Gated GELU (Shazeer 2020): `h * gelu(g)` with `h, g` from one projection."""
+    """Gated GELU (Shazeer 2020).
+
+    Attributes:
+        gated: how it is computed; forms of a network have another (`nets/ways.py`).
+    """
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
         self.proj = nn.Linear(width, 2 * inner)
+        self.gated: Gated = gated
 
     def forward(self, x: Tensor) -> Tensor:
         """`(..., width)` -> `(..., inner)`."""
-        hidden, gate = self.proj(x).chunk(2, dim=-1)
-        result: Tensor = hidden * F.gelu(gate)
-        return result
+        return self.gated(self.proj, x)
 
 
 class FeedForward(nn.Module):
@@ -138,9 +178,15 @@ class FeedForward(nn.Module):
         super().__init__()
         self.net = nn.Sequential(GEGLU(width, factor * width), nn.Identity(), nn.Linear(factor * width, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """`(..., width)` -> `(..., width)`."""
-        result: Tensor = self.net(x)
+    def forward(self, x: Tensor, to: Tensor | None = None) -> Tensor:
+        """`(..., width)` -> `(..., width)`.
+
+        Args:
+            to: what the answer is added to.
+        """
+        last = self.net[2]
+        hidden = self.net[1](self.net[0](x))
+        result: Tensor = last(hidden) if to is None else plus(last, hidden, to)
         return result
 
 
@@ -183,19 +229,20 @@ class TransformerBlock(nn.Module):
         if taps and self.path in taps.bypass:
             return x
         x = each(x, len(context)) if self.cross_only else x
-        x = each(x + self._self_attention(x, context, taps), len(context))
-        x = x + self.attn2(self.norm2(x), context, taps, known)
-        result: Tensor = x + self.ff(self.norm3(x))
+        x = each(self._seen_by_itself(x, context, taps), len(context))
+        x = self.attn2(self.norm2(x), context, taps, known, to=x)
+        result: Tensor = self.ff(self.norm3(x), to=x)
         return result
 
-    def _self_attention(self, x: Tensor, context: Tensor, taps: Taps | None) -> Tensor:
+    def _seen_by_itself(self, x: Tensor, context: Tensor, taps: Taps | None) -> Tensor:
+        """`x` and what self-attention adds to it."""
         result: Tensor
         y, seen = self.norm1(x), context if self.cross_only else None
         if taps and self.path in taps.merging:
             merge, unmerge = taps.merging[self.path](x)
-            result = unmerge(self.attn1(merge(y), seen, taps))
+            result = x + unmerge(self.attn1(merge(y), seen, taps))
         else:
-            result = self.attn1(y, seen, taps)
+            result = self.attn1(y, seen, taps, to=x)
         return result
 
 
@@ -239,8 +286,6 @@ class SpatialTransformer(nn.Module):
             y = block(y, context, taps)
         x = each(x, len(y))
         if self.linear_projection:
-            y = self.proj_out(y).transpose(1, 2).reshape(x.shape)
-        else:
-            y = self.proj_out(y.transpose(1, 2).reshape(x.shape))
-        result: Tensor = x + y
-        return result
+            tokens = plus(self.proj_out, y, x.flatten(2).transpose(1, 2))
+            return tokens.transpose(1, 2).reshape(x.shape)
+        return plus(self.proj_out, y.transpose(1, 2).reshape(x.shape), x)

@@ -1,6 +1,7 @@
 """Blocks that the U-Net and the autoencoder share."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,15 @@ class TimestepEmbedding(nn.Module):
         return result
 
 
+def plus(layer: nn.Module, x: Tensor, to: Tensor) -> Tensor:
+    """`to + layer(x)`; in one pass, and rounded once, where the layer can do that (`nets/ways.py`)."""
+    summed: Callable[[Tensor, Tensor], Tensor] | None = getattr(layer, "summed", None)
+    if summed is not None:
+        return summed(x, to)
+    result: Tensor = to + layer(x)
+    return result
+
+
 class ResnetBlock(nn.Module):
     """Norm, SiLU, convolution, twice, plus the input (He et al. 2016; BigGAN-style as in DDPM).
 
@@ -89,10 +99,8 @@ class ResnetBlock(nn.Module):
         y = self.conv1(F.silu(self.norm1(x)))
         if self.time_emb_proj is not None and time is not None:
             y = y + self.time_emb_proj(F.silu(time))[:, :, None, None]
-        y = self.conv2(F.silu(self.norm2(y)))
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        result: Tensor = shortcut + y
-        return result
+        return plus(self.conv2, F.silu(self.norm2(y)), shortcut)
 
 
 class Downsample(nn.Module):

@@ -7,21 +7,22 @@ torch (its own compiler uses them), so that one check says whether they are ther
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Generic, Protocol, TypeGuard, TypeVar
+from functools import cache, partial
+from typing import Any, Generic, Protocol, TypeAlias, TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reverie.nets.attention import Attention
+from reverie.nets.attention import GEGLU, Attention, Layer, gated
 from reverie.nets.forms import shared, with_layers
 from reverie.nets.mmdit import PictureProjections
-from reverie.nets.winograd import GROWTH, winograd, winograd_weight
+from reverie.nets.winograd import TILES, winograd, winograd_weight
 
 M = TypeVar("M", bound=nn.Module)
 L = TypeVar("L", nn.Linear, nn.Conv2d)
-LEAST = 1 << 16  # numbers of a weight; smaller layers take no time
+Ready: TypeAlias = Tensor | tuple[Tensor, ...]
+LEAST = 1 << 13  # numbers of a weight; smaller layers take no time
 TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -36,15 +37,25 @@ class Way(Generic[L]):
         fits: which layers and inputs it can be used for; None for all.
         growth: how many times as large as the weight the prepared one is.
         anywhere: whether one prepared weight is good for inputs of every shape.
+        summed: `(layer, x, weight, to) -> to + y` in one pass; None where it has none.
     """
 
     name: str
-    run: Callable[[L, Tensor, Tensor], Tensor]
-    prepare: Callable[[L, Tensor, Tensor], Tensor] | None = None
+    run: Callable[[L, Tensor, Any], Tensor]
+    prepare: Callable[[L, Tensor, Tensor], Ready] | None = None
     private: bool = False
     fits: Callable[[L, Tensor], bool] | None = None
     growth: float = 1.0
     anywhere: bool = False
+    summed: Callable[[L, Tensor, Any, Tensor], Tensor] | None = None
+
+    def plus(self, layer: L, x: Tensor, weight: Any, to: Tensor | None) -> Tensor:
+        """What the layer says, added to `to` where that is given."""
+        if to is None:
+            return self.run(layer, x, weight)
+        if self.summed is None or to.dtype != x.dtype:
+            return to + self.run(layer, x, weight)
+        return self.summed(layer, x, weight, to)
 
     def usable(self, layer: L, x: Tensor) -> bool:
         """Whether it can be used here."""
@@ -64,10 +75,35 @@ def _onednn_linear(layer: nn.Linear, x: Tensor, weight: Tensor) -> Tensor:
     return result
 
 
+def _onednn_linear_summed(layer: nn.Linear, x: Tensor, weight: Tensor, to: Tensor) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, to, weight, layer.bias, "add")
+    return result
+
+
 def _packed_linear(layer: nn.Linear, weight: Tensor, x: Tensor) -> Tensor:
     rows = x.numel() // x.shape[-1]
     result: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
     return result
+
+
+def _plain_gated(layer: nn.Linear, x: Tensor, weight: Tensor) -> Tensor:
+    return gated(partial(_plain_linear, layer, weight=weight), x)
+
+
+def _packed_gated(layer: nn.Linear, x: Tensor, weight: Tensor) -> Tensor:
+    return gated(partial(_onednn_linear, layer, weight=weight), x)
+
+
+def _fused_gated(layer: nn.Linear, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
+    """The gate first, whose GELU oneDNN computes before it writes; then the rest, times the gate."""
+    biases = (None, None) if layer.bias is None else layer.bias.chunk(2)
+    gate = torch.ops.mkldnn._linear_pointwise(x, weights[1], biases[1], "gelu", [], "none")
+    result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, gate, weights[0], biases[0], "mul")
+    return result
+
+
+def _fused_weights(layer: nn.Linear, weight: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    return tuple(_packed_linear(layer, part, x) for part in weight.chunk(2))
 
 
 def _plain_conv(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
@@ -83,6 +119,14 @@ def _onednn_conv(layer: nn.Conv2d, x: Tensor, weight: Tensor) -> Tensor:
     result: Tensor = torch.ops.mkldnn._convolution_pointwise(
         _channels_last(x), weight, layer.bias, layer.padding, layer.stride, layer.dilation, layer.groups, "none", [], ""
     )
+    return result
+
+
+def _onednn_conv_summed(layer: nn.Conv2d, x: Tensor, weight: Tensor, to: Tensor) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
+        _channels_last(x), _channels_last(to), weight, layer.bias, layer.padding, layer.stride, layer.dilation,
+        layer.groups, "add", None, None, [], None,
+    )  # fmt: skip
     return result
 
 
@@ -102,14 +146,10 @@ def _winograd_weight(layer: nn.Conv2d, weight: Tensor, x: Tensor) -> Tensor:
     return winograd_weight(weight)
 
 
-def _fits_winograd(layer: nn.Conv2d, x: Tensor) -> bool:
-    """Whether Winograd's tiles are for this kernel; half types are too coarse for the points in between."""
+def _fits_winograd(dtype: torch.dtype, layer: nn.Conv2d, x: Tensor) -> bool:
+    """Whether Winograd's tiles of a type are for this kernel and input."""
     usual = layer.kernel_size == (3, 3) and layer.stride == layer.dilation == (1, 1) and layer.groups == 1
-    return (
-        usual
-        and x.dtype == torch.float32
-        and all(s + 2 * p > 2 for s, p in zip(x.shape[2:], _sides(layer), strict=True))
-    )
+    return usual and x.dtype == dtype and all(s + 2 * p > 2 for s, p in zip(x.shape[2:], _sides(layer), strict=True))
 
 
 def _sides(layer: nn.Conv2d) -> tuple[int, int]:
@@ -120,14 +160,29 @@ def _sides(layer: nn.Conv2d) -> tuple[int, int]:
 
 LINEAR = (
     Way[nn.Linear]("plain", _plain_linear),
-    Way[nn.Linear]("onednn", _onednn_linear, private=True),
-    Way[nn.Linear]("packed", _onednn_linear, _packed_linear, private=True),
+    Way[nn.Linear]("onednn", _onednn_linear, private=True, summed=_onednn_linear_summed),
+    Way[nn.Linear]("packed", _onednn_linear, _packed_linear, private=True, summed=_onednn_linear_summed),
+)
+GATED = (
+    Way[nn.Linear]("plain", _plain_gated),
+    Way[nn.Linear]("packed", _packed_gated, _packed_linear, private=True),
+    Way[nn.Linear]("fused", _fused_gated, _fused_weights, private=True),
 )
 CONVOLUTION = (
     Way[nn.Conv2d]("plain", _plain_conv),
     Way[nn.Conv2d]("channels_last", _channels_last_conv),
-    Way[nn.Conv2d]("packed", _onednn_conv, _packed_conv, private=True),
-    Way[nn.Conv2d]("winograd", _winograd_conv, _winograd_weight, fits=_fits_winograd, growth=GROWTH, anywhere=True),
+    Way[nn.Conv2d]("packed", _onednn_conv, _packed_conv, private=True, summed=_onednn_conv_summed),
+    *(
+        Way[nn.Conv2d](
+            "winograd",
+            _winograd_conv,
+            _winograd_weight,
+            fits=partial(_fits_winograd, dtype),
+            growth=tiles.growth,
+            anywhere=True,
+        )
+        for dtype, tiles in TILES.items()
+    ),
 )
 
 
@@ -156,11 +211,15 @@ def _agrees(dtype: torch.dtype) -> bool:
     random = torch.Generator().manual_seed(0)
     linear, conv = nn.Linear(32, 16, dtype=dtype), nn.Conv2d(16, 32, 3, padding=1, dtype=dtype)
     tokens, picture = (torch.randn(shape, generator=random).to(dtype) for shape in ((2, 8, 32), (2, 16, 8, 8)))
-    close = torch.finfo(dtype).eps * 16
+    close, added = torch.finfo(dtype).eps * 16, tokens[..., :16].contiguous()
+    packed, said = _packed_conv(conv, conv.weight, picture), conv(picture)
     pairs = (
         (_onednn_linear(linear, tokens, linear.weight), linear(tokens)),
         (_onednn_linear(linear, tokens, _packed_linear(linear, linear.weight, tokens)), linear(tokens)),
-        (_onednn_conv(conv, picture, _packed_conv(conv, conv.weight, picture)), conv(picture)),
+        (_fused_gated(linear, tokens, _fused_weights(linear, linear.weight, tokens)), gated(linear, tokens)),
+        (_onednn_linear_summed(linear, tokens, linear.weight, added), added + linear(tokens)),
+        (_onednn_conv(conv, picture, packed), said),
+        (_onednn_conv_summed(conv, picture, packed, said), said + said),
     )
     return all(torch.allclose(own, usual, rtol=close, atol=close) for own, usual in pairs)
 
@@ -171,11 +230,14 @@ def _agrees(dtype: torch.dtype) -> bool:
 class Chooser(Protocol):
     """Computes layers in the way that it holds to be the fastest for their shapes."""
 
-    def linear(self, layer: nn.Linear, x: Tensor) -> Tensor:
-        """What `nn.Linear` says."""
+    def linear(self, layer: nn.Linear, x: Tensor, to: Tensor | None = None) -> Tensor:
+        """What `nn.Linear` says, added to `to`."""
 
-    def convolution(self, layer: nn.Conv2d, x: Tensor) -> Tensor:
-        """What `nn.Conv2d` says."""
+    def convolution(self, layer: nn.Conv2d, x: Tensor, to: Tensor | None = None) -> Tensor:
+        """What `nn.Conv2d` says, added to `to`."""
+
+    def gated(self, layer: Layer, x: Tensor) -> Tensor:
+        """What `nets.attention.gated` says."""
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """What `attention` says."""
@@ -190,6 +252,10 @@ class ChosenLinear(nn.Linear):
         """`(..., in)` -> `(..., out)`."""
         return self.chooser.linear(self, input)
 
+    def summed(self, x: Tensor, to: Tensor) -> Tensor:
+        """`to + forward(x)`."""
+        return self.chooser.linear(self, x, to)
+
 
 class ChosenConv2d(nn.Conv2d):
     """A convolution that leaves to a chooser how it is computed."""
@@ -199,6 +265,10 @@ class ChosenConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002
         """`(B, in, h, w)` -> `(B, out, h', w')`."""
         return self.chooser.convolution(self, input)
+
+    def summed(self, x: Tensor, to: Tensor) -> Tensor:
+        """`to + forward(x)`."""
+        return self.chooser.convolution(self, x, to)
 
 
 def is_plain(weight: Tensor) -> bool:
@@ -218,9 +288,11 @@ def chosen(network: M, chooser: Chooser, ready: Callable[[Tensor], bool] = is_pl
     layers: dict[str, nn.Module] = {}
     for path, module in network.named_modules():
         if isinstance(module, Attention | PictureProjections):
-            copy = shared(module)
-            copy.attend = chooser.attend
-            layers[path] = copy
+            attending = layers[path] = shared(module)
+            attending.attend = chooser.attend
+        elif isinstance(module, GEGLU):
+            gating = layers[path] = shared(module)
+            gating.gated = chooser.gated
         elif _is_choosable(module) and ready(module.weight):
             layers[path] = _chosen(module, chooser)
     return with_layers(network, layers)
