@@ -38,7 +38,7 @@ PRICE = 0.3e-9  # seconds that a byte more is to save at each call: three tenths
 KNOWN_WAYS = "ways 2"  # another where a way of the same name takes another time
 SETTLED = ("fused", "packed")  # ways that another must clearly outdo where they take no more memory
 WHOLE = "whole"  # halves that were widened
-MANY_KEYS = 1024  # from which attention by blocks gains where products of bfloat16 are native
+MANY_KEYS = 256  # from which attention by blocks gains where products of bfloat16 are native
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -243,7 +243,8 @@ class ByCost:
     ) -> Tensor:
         """What a layer says, in the way of its shape; in the usual way where gradients are wanted or types differ."""
         weight = layer.weight
-        if x.dtype != weight.dtype or x.requires_grad or not is_ready(weight):
+        trained = x.requires_grad or (to is not None and to.requires_grad)
+        if x.dtype != weight.dtype or trained or not is_ready(weight):
             return known[0].plus(layer, x, weight, to)
         if key not in self._choices:
             self._choices[key] = self._choice(key, known, layer, x, guess)
