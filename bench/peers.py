@@ -79,7 +79,7 @@ class Bench:
     def measure(self, name: str, variant: str) -> Found:
         """One program once."""
         measure, own = MEASURES[name], VARIANTS[variant]
-        steps = 2 if self.tiny and measure.kind == "picture" else STEPS
+        steps = 2 if self.tiny and measure.kind == "picture" else measure.steps
         job = Job(
             measure.kind, own.runner, own.options, str(self.folder / measure.model), measure.model, self.device,
             measure.size, steps, measure.repeats, out=str(self.latents(name, variant)),
@@ -175,7 +175,7 @@ def require(found: Found, what: str) -> Found:
 
 def merged(old: Found, new: Found, here: Found) -> Found:
     """Earlier results with the new ones in their place; those of another machine or device are left out."""
-    same = all(old.get("machine", {}).get(key) == here[key] for key in ("cpu", "cores"))
+    same = all(old.get("machine", {}).get(key) == here[key] for key in ("cpu", "instructions", "cores"))
     kept = old.get("figures", {}) if same and old.get("figures", {}).get("device") == new["device"] else {}
     found = dict(kept)
     for key, value in new.items():

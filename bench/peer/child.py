@@ -62,18 +62,18 @@ class EnoughError(Exception):
 
 
 def step(job: Job) -> dict[str, Any]:
-    """Seconds of a step of a picture that is not drawn to its end; those of the first step, which prepares, apart."""
+    """Seconds of a step of a picture that is not drawn to its end; those of the first two, which prepare, apart."""
     runner, ends = opened(job), [time.perf_counter()]
-    steps = job.repeats + 1 if job.runner == "sdcpp" else job.steps
+    steps = job.repeats + 2 if job.runner == "sdcpp" else job.steps
 
     def tell() -> None:
         ends.append(time.perf_counter())
-        if len(ends) > job.repeats + 1:
+        if len(ends) > job.repeats + 2:
             raise EnoughError
 
     with suppress(EnoughError):
         runner.draw(job.size, steps, tell)
-    took = [later - sooner for sooner, later in pairwise(ends[1:])]
+    took = [later - sooner for sooner, later in pairwise(ends[2:])]
     return {"seconds": median(took), "first": ends[1] - ends[0], "note": runner.note}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 REFERENCE = "diffusers eager"  # whose latents and times the others are compared with: float32, as people run it
 STEPS = 20  # of a picture
+LONG = 50  # of the picture whose first steps are measured; diffusers' usual number
 GUIDANCE = 7.5
 PROMPT = "a red apple on a wooden table"
 SEED = 7
@@ -54,8 +55,9 @@ class Measure:
         model: of which checkpoint.
         kind: what the process does: `step`, `decode` or `picture`.
         size: pixels of a side.
-        repeats: how often within a process, after once to warm up.
+        repeats: how often within a process, after once to warm up (steps: twice).
         main: the figure that is compared.
+        steps: of the picture that is drawn, or begun.
     """
 
     title: str
@@ -64,12 +66,13 @@ class Measure:
     size: int
     repeats: int = 1
     main: str = "seconds"
+    steps: int = STEPS
 
 
 MEASURES: dict[str, Measure] = {
-    "step32": Measure("SD 1.5, one step with guidance, 32x32 latents", "sd15", "step", 256, 4),
-    "step64": Measure("SD 1.5, one step with guidance, 64x64 latents", "sd15", "step", 512, 3),
-    "sdxl64": Measure("SDXL, one step with guidance, 64x64 latents", "sdxl", "step", 512, 2),
+    "step32": Measure("SD 1.5, one step with guidance, 32x32 latents", "sd15", "step", 256, 5, steps=LONG),
+    "step64": Measure("SD 1.5, one step with guidance, 64x64 latents", "sd15", "step", 512, 3, steps=LONG),
+    "sdxl64": Measure("SDXL, one step with guidance, 64x64 latents", "sdxl", "step", 512, 2, steps=LONG),
     "decode512": Measure("SD 1.5, VAE decoding to 512x512", "sd15", "decode", 512, 3),
     "picture256": Measure(f"SD 1.5, from process start to a 256x256 picture of {STEPS} steps", "sd15", "picture", 256),
     "picture512": Measure(f"SD 1.5, from process start to a 512x512 picture of {STEPS} steps", "sd15", "picture", 512),

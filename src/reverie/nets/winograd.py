@@ -43,7 +43,7 @@ TILES = {
     # Of all sets of five small points one of the least errors (Barabasz et al. 2020, table 2): smaller than that of
     # summing the nine products one after the other.
     torch.float32: Tiles(4, (0.0, 1.0, -1.0, 0.5, -2.0), 8 << 20),
-    # Inputs and outputs are sums of four and of nine, without a product: they are rounded once.
+    # Inputs and outputs are sums of four and of nine, weights sums with quarters and halves: each is rounded once.
     torch.bfloat16: Tiles(2, (0.0, 1.0, -1.0), 16 << 20),
 }
 
@@ -80,16 +80,14 @@ def _polynomial(roots: list[float] | tuple[float, ...]) -> list[float]:
 
 @cache
 def _rounded(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """`transforms`; those of the weights, which are used once, in float32."""
     inputs, weights, back = transforms(TILES[dtype])
-    return inputs.to(dtype), weights.float(), back.to(dtype)
+    return inputs.to(dtype), weights.to(dtype), back.to(dtype)
 
 
 def winograd_weight(weight: Tensor) -> Tensor:
     """Weights `(K, C, 3, 3)` at the points: `(36 or 16, K, C)` in their type."""
     width, channels = weight.shape[:2]
-    made = torch.mm(_rounded(weight.dtype)[1], weight.detach().reshape(-1, 9).t().float()).to(weight.dtype)
-    return made.view(-1, width, channels)
+    return torch.mm(_rounded(weight.dtype)[1], weight.detach().reshape(-1, 9).t()).view(-1, width, channels)
 
 
 def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]) -> Tensor:
