@@ -27,7 +27,7 @@ from peer.child import Job
 from peer.environment import Environment, last_line
 from peer.load import Jiffies, foreign
 from peer.report import report
-from peer.variants import MEASURES, REFERENCE, STEPS, VARIANTS, chosen
+from peer.variants import MEASURES, REFERENCE, VARIANTS, chosen
 
 HEADING = "## Beside other programs"
 PLOT = DOCUMENT.parent / "peers.svg"
