@@ -91,8 +91,8 @@ def note(figures: Figures, machine: Mapping[str, Any]) -> str:
     return (
         "`python bench/peers.py`: every measurement is a process of its own, the programs in turn; medians of "
         f"{span(rounds)} round{'s' * (max(rounds, default=0) > 1)}, ratios within one run only. Random weights of "
-        "the true size in float16 files; DDIM, guidance 7.5, one picture; single steps are those of a picture of 50, behind "
-        "the two that prepare. `first`: the first step (or decoding), with "
+        "the true size in float16 files; DDIM, guidance 7.5, one picture; single steps are those of a picture of 50, "
+        "behind the two that prepare. `first`: the first step (or decoding), with "
         "compilation, packing, the prompt and, on a machine that Reverie is new to, its measuring. `of the peak`: the "
         "work that the step or the decoding is by definition (Winograd's tiles do less), over the seconds, over the "
         f"fastest product of matrices of that type in the same run ({peaks(runs)}). `own`: memory of the process "
