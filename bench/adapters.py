@@ -1,8 +1,9 @@
 """What does a LoRA cost at the size of SD 1.5: to attach, and in every evaluation, merged and as side branches?
 
-`python bench/adapters.py [--threads 2] [--rounds 3] [--side 512] [--rank 88]`. Random weights in float32, a LoRA in
-float16 over attention, feed-forward and text encoder (rank 88: 100 MB). One process, everything in turn, medians;
-seconds by the clock and, since machines are shared, seconds that the processors worked for it.
+`python bench/adapters.py [--threads 2] [--rounds 3] [--side 512] [--rank 88] [--precision bfloat16]`. Random weights in
+the machine's own precision, computed by the execution plan; a LoRA in float16 over attention, feed-forward and text
+encoder (rank 88: 100 MB). One process, everything in turn, medians; seconds by the clock and, since machines are
+shared, seconds that the processors worked for it.
 """
 
 import argparse
@@ -18,6 +19,8 @@ from torch import nn
 
 from reverie.adapters.attach import Change, Way, changed
 from reverie.adapters.deltas import LoRA
+from reverie.engine.bundle import DTYPES
+from reverie.engine.speed import MOST_COUNTED, Speed, automatic_precision
 from reverie.nets.clip_text import ClipText, ClipTextConfig
 from reverie.nets.unet import UNet, UNetConfig
 
@@ -74,12 +77,16 @@ def attaching(networks: list[nn.Module], rank: int, rounds: int) -> dict[str, An
     return found | {"megabytes": round(size / 1e6, 1), "layers": sum(map(len, changes))}
 
 
-def evaluating(unet: nn.Module, rank: int, side: int, rounds: int) -> dict[str, Any]:
+def evaluating(network: nn.Module, rank: int, side: int, rounds: int) -> dict[str, Any]:
     """One evaluation of the U-Net with both rows of guidance, over the number of LoRAs."""
-    x, context = torch.randn(2, 4, side // 8, side // 8), torch.randn(2, 77, 768)
+    precision = next(network.parameters()).dtype
+    unet = Speed(torch.device("cpu"), precision).form(network, MOST_COUNTED)
+    x, context = (torch.randn(shape).to(precision) for shape in ((2, 4, side // 8, side // 8), (2, 77, 768)))
     forms = {"merged": changed(unet, loras(unet, rank, 1), "merge")}
     forms |= {f"{count} branches": changed(unet, loras(unet, rank, count), "branch") for count in COUNTS}
     timesteps = torch.full((2,), 500.0)
+    for form in forms.values():  # measures ways and packs, at the first evaluation and the second
+        form(x, timesteps, context)
     found = measured({name: partial(form, x, timesteps, context) for name, form in forms.items()}, rounds)
     plain = found["0 branches"]["processor seconds"]
     for figures in found.values():
@@ -91,13 +98,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     for flag, default in (("--threads", 2), ("--rounds", 3), ("--side", 512), ("--rank", 88)):
         parser.add_argument(flag, type=int, default=default)
+    parser.add_argument("--precision", choices=DTYPES, help="the machine's own if absent")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
+    precision = DTYPES[given.precision] if given.precision else automatic_precision(torch.device("cpu"), large=True)
     with torch.inference_mode():
-        pair = [filled(UNet(UNetConfig())), filled(ClipText(ClipTextConfig()))]
+        pair = [filled(network).to(precision) for network in (UNet(UNetConfig()), ClipText(ClipTextConfig()))]
         results = {
-            "settings": vars(given), "attaching": attaching(pair, given.rank, given.rounds),
+            "settings": vars(given) | {"precision": str(precision).removeprefix("torch.")},
+            "attaching": attaching(pair, given.rank, given.rounds),
             "one evaluation": evaluating(pair[0], given.rank, given.side, given.rounds),
         }  # fmt: skip
     write("adapters", results)

@@ -1,11 +1,11 @@
 """Does cost grow as it should: with the batch, the size, the steps, LoRAs and ControlNets?
 
-`python bench/costs.py [--tiny] [--rounds 3] [--threads 2]`. Work is counted, not assumed
+`python bench/costs.py [--tiny] [--rounds 3] [--threads 2] [--precision bfloat16]`. Work is counted, not assumed
 (`engine/forecast.py`); time is measured, rows of a table in turn, and told over the work: where the last column stays,
 time grows with the work alone.
 
-One evaluation of a U-Net of SD 1.5's shape with random weights, beside LoRAs' branches and ControlNets; pictures of
-the bundled model for the steps. `--tiny` takes a small U-Net, to see that it runs.
+One evaluation of a U-Net of SD 1.5's shape with random weights by the execution plan, beside LoRAs' branches and
+ControlNets; pictures of the bundled model for the steps. `--tiny` takes a small U-Net, to see that it runs.
 """
 
 import argparse
@@ -16,17 +16,19 @@ from functools import partial
 from typing import Any
 
 import torch
-from common import in_turn, into_document, machine, write
+from common import in_turn, into_document, machine, machine_words, write
 from torch import Tensor, nn
 
 import reverie
 from adapters import filled, loras
 from reverie.adapters.attach import changed
 from reverie.engine.budget import planned
+from reverie.engine.bundle import DTYPES
 from reverie.engine.forecast import counted, to_meta, twin
 from reverie.engine.generate import prepared
 from reverie.engine.request import Request
 from reverie.engine.resolve import resolve
+from reverie.engine.speed import MOST_COUNTED, Speed, automatic_precision
 from reverie.nets.controlnet import ControlNet
 from reverie.nets.unet import UNet, UNetConfig
 from reverie.types import Taps
@@ -34,6 +36,7 @@ from reverie.types import Taps
 HEADING = "## How cost grows"
 TINY = UNetConfig(block_out_channels=(32, 64), attention=(1, 0), heads=(4, 4), layers_per_block=1, context_width=64)
 RANK = 16
+PREPARING = 2  # evaluations that the plan measures and packs in
 Row = tuple[float, float]  # TFLOP, seconds
 
 
@@ -67,13 +70,19 @@ def tables(tiny: bool) -> dict[str, list[Case]]:
 
 
 class Subject:
-    """The networks, and one evaluation of them."""
+    """The networks, and one evaluation of them by a plan of their own."""
 
-    def __init__(self, config: UNetConfig) -> None:
-        self.unet = filled(UNet(config))
-        self.width = config.context_width
-        assert isinstance(self.unet, UNet)
-        self.net = filled(ControlNet.from_unet(self.unet))
+    def __init__(self, config: UNetConfig, precision: torch.dtype) -> None:
+        unet = filled(UNet(config))
+        assert isinstance(unet, UNet)
+        self.net = filled(ControlNet.from_unet(unet)).to(precision)
+        self.unet = unet.to(precision)
+        self.width, self.precision = config.context_width, precision
+        self.plan = Speed(torch.device("cpu"), precision)
+
+    def replan(self) -> None:
+        """Weights that were packed for other shapes go."""
+        self.plan = Speed(torch.device("cpu"), self.precision)
 
     def run(
         self, case: Case, unet: nn.Module, net: nn.Module, like: Callable[[Tensor], Tensor]
@@ -108,7 +117,8 @@ class Subject:
     @torch.no_grad()
     def seconds(self, case: Case) -> Callable[[], float]:
         """What measures one evaluation."""
-        return partial(timed, self.run(case, self.unet, self.net, lambda t: t))
+        unet, net = (self.plan.form(network, MOST_COUNTED) for network in (self.unet, self.net))
+        return partial(timed, self.run(case, unet, net, lambda t: t.to(self.precision)))
 
 
 @torch.no_grad()
@@ -122,8 +132,9 @@ def grown(subject: Subject, cases: list[Case], name: str, rounds: int) -> dict[s
     """Work and median seconds of every row of a table."""
     fields = {"batch": "batch", "size": "size", "LoRAs": "loras", "ControlNets": "nets"}
     rows = {str(getattr(case, fields[name])): case for case in cases}
+    subject.replan()
     runs = {key: subject.seconds(case) for key, case in rows.items()}
-    in_turn(runs, 1)
+    in_turn(runs, PREPARING)
     found = in_turn(runs, rounds)
     return {key: (subject.work(case), found[key]["median"]) for key, case in rows.items()}
 
@@ -156,9 +167,11 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a small network and few rows; nothing is written")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--precision", choices=DTYPES, help="the machine's own if absent")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    subject = Subject(TINY if given.tiny else UNetConfig())
+    precision = DTYPES[given.precision] if given.precision else automatic_precision(torch.device("cpu"), large=True)
+    subject = Subject(TINY if given.tiny else UNetConfig(), precision)
     figures: dict[str, Any] = {
         name: grown(subject, cases, name, given.rounds) for name, cases in tables(given.tiny).items()
     }
@@ -166,8 +179,13 @@ def main() -> None:
     text = "\n\n".join(table(name, rows) for name, rows in figures.items())
     print(text)
     if not given.tiny:
-        write("costs", {"threads": given.threads, **figures})
-        into_document(HEADING, f"{machine()['cpu']}, {given.threads} threads, medians of {given.rounds}.\n\n{text}")
+        computed = str(precision).removeprefix("torch.")
+        write("costs", {"threads": given.threads, "precision": computed, **figures})
+        note = (
+            f"`python bench/costs.py`: {computed} (steps: the bundled model, float32), {given.threads} threads, "
+            f"medians of {given.rounds} rounds in turn. {machine_words(machine())}."
+        )
+        into_document(HEADING, f"{text}\n\n{note}")
 
 
 if __name__ == "__main__":

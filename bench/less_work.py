@@ -147,9 +147,9 @@ def table(figures: Figures, place: Mapping[str, Any], what: str) -> str:
 
 
 def opened(name: str, folder: Path) -> Model:
-    """Random weights of SD 1.5's size, or the bundled model."""
+    """Random weights of SD 1.5's size, or the bundled model, in the precision that the machine gives them."""
     path = None if name == "bundled" else checkpoint("sd15", folder)[0]
-    return reverie.load(path, device="cpu", precision="float32")
+    return reverie.load(path, device="cpu")
 
 
 if __name__ == "__main__":
@@ -163,9 +163,10 @@ if __name__ == "__main__":
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         subject = opened(given.model, Path(temporary))
+        precision = str(subject.speed.dtype).removeprefix("torch.")
         measured = speeds(subject, given.size, given.steps, given.rounds) | decoding(subject, given.size, given.rounds)
     figures = {"speed": measured, "likeness": likeness(given.likeness_steps)}
-    sized = f"random weights of SD 1.5 at {given.size}x{given.size} latents, {given.steps} steps, float32"
+    sized = f"random weights of SD 1.5 at {given.size}x{given.size} latents, {given.steps} steps, {precision}"
     where = machine()
     text = table(figures, where, sized if given.model == "sd15" else "the bundled model")
     if given.print:

@@ -1,16 +1,17 @@
 """How fast is each way to compute the layers of SD 1.5 and SDXL here, and what does the execution plan make of a step?
 
-`python bench/speed.py [--precision float32] [--threads 2] [--rounds 5] [--sides 32 64] [--tiny]`
+`python bench/speed.py [--precision bfloat16] [--threads 2] [--rounds 5] [--sides 32 64] [--tiny]`
 
 Layers: every distinct shape of the U-Nets at batch 2, by every way of `nets/ways.py` and `nets/attention.py`, in
 GFLOP/s beside the best matrix product of this run. Steps: a whole U-Net of SD 1.5's size with random weights, plain and
-by the plan in turn, with the error between them; the ratio of each round counts. `--tiny` shows that it runs.
+by the plan in turn, and the error of both against plain float32; the ratio of each round counts. `--tiny` shows that it
+runs.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from adapters import filled
 from reverie.engine.bundle import DTYPES
 from reverie.engine.calibration import Calibration, Trial, timed
 from reverie.engine.remembered import Remembered
-from reverie.engine.speed import MOST_COUNTED, Speed
+from reverie.engine.speed import MOST_COUNTED, Speed, automatic_precision
 from reverie.nets.attention import ATTENTION, Layer, attention, gated
 from reverie.nets.unet import UNet, UNetConfig
 from reverie.nets.ways import CONVOLUTION, GATED, LINEAR, chosen
@@ -62,20 +63,21 @@ class Shapes:
         self.count[name] = self.count.get(name, 0) + 1
         self.work[name], self.trials[name] = flop, trials
 
+    def _product(self, kind: str, ways: Any, layer: nn.Linear, x: Tensor) -> None:
+        rows, source, width = x.numel() // x.shape[-1], layer.in_features, layer.out_features
+        make = partial(layer_trials, ways, partial(nn.Linear, source, width), (1, rows, source), self.dtype)
+        self.note(f"{kind} {rows} x {source} -> {width}", 2.0 * rows * source * width, make)
+
     def linear(self, layer: nn.Linear, x: Tensor, to: Tensor | None = None) -> Tensor:
         """As the layer."""
-        rows, source, width = x.numel() // x.shape[-1], layer.in_features, layer.out_features
-        make = partial(layer_trials, LINEAR, partial(nn.Linear, source, width), (1, rows, source), self.dtype)
-        self.note(f"linear {rows} x {source} -> {width}", 2.0 * rows * source * width, make)
+        self._product("linear", LINEAR, layer, x)
         y = nn.functional.linear(x, layer.weight, layer.bias)
         return y if to is None else to + y
 
     def gated(self, layer: Layer, x: Tensor) -> Tensor:
         """As it is; its projection is noted with its own work."""
         assert isinstance(layer, nn.Linear)
-        rows, source, width = x.numel() // x.shape[-1], layer.in_features, layer.out_features
-        make = partial(layer_trials, GATED, partial(nn.Linear, source, width), (1, rows, source), self.dtype)
-        self.note(f"gated {rows} x {source} -> {width}", 2.0 * rows * source * width, make)
+        self._product("gated", GATED, layer, x)
         return gated(partial(nn.functional.linear, weight=layer.weight, bias=layer.bias), x)
 
     def convolution(self, layer: nn.Conv2d, x: Tensor, to: Tensor | None = None) -> Tensor:
@@ -97,13 +99,16 @@ class Shapes:
 
 
 def layer_trials(ways: Any, make: Callable[[], Any], shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Trial]:
-    """Every way that this machine has to compute a layer, with random weights; images in channels-last order."""
+    """Every way that this machine has to compute a layer, with random weights.
+
+    Images are in channels-last order, but for plain layers in float32: as networks that are computed so have them.
+    """
     layer, x = make().to(dtype).requires_grad_(False), torch.randn(shape).to(dtype)
-    if x.ndim == 4:
-        x = x.contiguous(memory_format=torch.channels_last)
+    last = x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x
+    x = x if dtype == torch.float32 else last
 
     def of(way: Any) -> Trial:
-        own = x.contiguous() if way.name == "plain" else x  # as a network of plain layers has it
+        own = x if way.name == "plain" else last
         return Trial(
             lambda weight: way.run(layer, own, weight),
             lambda: layer.weight if way.prepare is None else way.prepare(layer, layer.weight, own),
@@ -159,27 +164,41 @@ def layers(config: UNetConfig, side: int, dtype: torch.dtype) -> Figures:
 
 def steps(config: UNetConfig, sides: list[int], dtype: torch.dtype, rounds: int) -> Iterator[tuple[str, Figures]]:
     """Seconds of a step, plain and by the plan, in turn."""
-    unet = filled(UNet(config)).to(dtype)
+    unet = filled(UNet(config))
+    exact = {side: unet(*given_at(side, config)) for side in sides}
+    unet.to(dtype)
     with TemporaryDirectory() as folder:
         calibration = Calibration(Remembered(Path(folder) / "speed.json"), "bench")
         plan = Speed(torch.device("cpu"), dtype, calibration=calibration)
         form = plan.form(unet, MOST_COUNTED)
         for side in sides:
-            x, context = torch.randn(BATCH, 4, side, side).to(dtype), torch.randn(BATCH, TOKENS, config.context_width)
-            given = x, torch.full((BATCH,), 500.0), context.to(dtype)
+            given = [x.to(dtype) for x in given_at(side, config)]
             usual, _ = evaluated(unet, given)
-            own, first = evaluated(form, given)
+            _, first = evaluated(form, given)
+            own, second = evaluated(form, given)  # packs the rest
             pairs = [(evaluated(unet, given)[1], evaluated(form, given)[1]) for _ in range(rounds)]
             print(f"{side}x{side}: plain and plan {pairs}", file=sys.stderr, flush=True)
             yield f"{side}x{side}", {
                 "plain": spread([a for a, _ in pairs]), "plan": spread([b for _, b in pairs]),
-                "times as fast": spread([a / b for a, b in pairs]), "first step, measured and packed": first,
+                "times as fast": spread([a / b for a, b in pairs]), "first two, measured and packed": first + second,
                 "packed GB": plan.packs.size / 1e9, "weights GB": sum(p.nbytes for p in unet.parameters()) / 1e9,
-                "relative error": float((own - usual).abs().max() / usual.abs().max()),
+                "error": {"plain": error(usual, exact[side]), "plan": error(own, exact[side])},
             }  # fmt: skip
 
 
-def evaluated(network: nn.Module, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, float]:
+def given_at(side: int, config: UNetConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Latents, timesteps and prompts, the same at every call."""
+    random = torch.Generator().manual_seed(side)
+    x = torch.randn(BATCH, 4, side, side, generator=random)
+    return x, torch.full((BATCH,), 500.0), torch.randn(BATCH, TOKENS, config.context_width, generator=random)
+
+
+def error(own: Tensor, exact: Tensor) -> float:
+    """Root mean square of the difference over that of the exact numbers."""
+    return float((own.float() - exact).norm() / exact.norm())
+
+
+def evaluated(network: nn.Module, given: Sequence[Tensor]) -> tuple[Tensor, float]:
     start = time.perf_counter()
     answer: Tensor = network(*given)
     return answer, time.perf_counter() - start
@@ -191,12 +210,14 @@ def evaluated(network: nn.Module, given: tuple[Tensor, Tensor, Tensor]) -> tuple
 def tables(figures: Figures, place: Figures) -> str:
     """The figures in Markdown."""
     best = figures["peak GFLOP/s"]
-    lines = ["| step of SD 1.5, batch 2 | plain, s | plan, s | times as fast | first step, s | packed, GB | error |"]
-    lines += ["|---|---:|---:|---:|---:|---:|---:|"]
+    names = ("step of SD 1.5, batch 2", "plain, s", "plan, s", "times as fast", "first two, s", "packed, GB",
+             "error, plain", "plan")  # fmt: skip
+    lines = [f"| {' | '.join(names)} |", "|---" + "|---:" * (len(names) - 1) + "|"]
     for side, own in figures["steps"].items():
         cells = [cell(own[name]) for name in ("plain", "plan", "times as fast")]
-        more = f"{own['first step, measured and packed']:.1f} | {own['packed GB']:.2f} | {own['relative error']:.1e}"
-        lines.append(f"| {side} | {' | '.join(cells)} | {more} |")
+        cells += [f"{own['first two, measured and packed']:.1f}", f"{own['packed GB']:.2f}"]
+        cells += [f"{own['error'][name]:.1e}" for name in ("plain", "plan")]
+        lines.append(f"| {side} | {' | '.join(cells)} |")
     for model, own in figures["layers"].items():
         lines += ["", f"| {model} | layers | GFLOP | GFLOP/s by way | of the peak |", "|---|---:|---:|---|---:|"]
         for name, row in list(own.items())[:SHOWN]:
@@ -205,15 +226,16 @@ def tables(figures: Figures, place: Figures) -> str:
             lines.append(f"| {name} | {row['layers']} | {row['GFLOP']:.1f} | {rates} | {share} |")
     note = (
         f"`python bench/speed.py`, {figures['precision']}, {figures['threads']} threads: steps as medians of rounds in "
-        f"turn (least to most), ratios round by round; layers as the least of their calls, the {SHOWN} shapes with the "
-        f"most work. The best square matrix product of the same run is {best:.0f} GFLOP/s. {machine_words(place)}."
+        "turn (least to most), ratios round by round, errors against plain float32 (root mean square); layers as the "
+        f"least of their calls, the {SHOWN} shapes with the most work. The best square matrix product of the same run "
+        f"is {best:.0f} GFLOP/s. {machine_words(place)}."
     )
     return "\n".join([*lines, "", note])
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--precision", default="float32", choices=DTYPES)
+    parser.add_argument("--precision", choices=DTYPES, help="the machine's own if absent")
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 64])
     for flag, default in (("--threads", torch.get_num_threads()), ("--rounds", 5)):
         parser.add_argument(flag, type=int, default=default)
@@ -221,7 +243,7 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
-    kind = DTYPES[asked.precision]
+    kind = DTYPES[asked.precision] if asked.precision else automatic_precision(torch.device("cpu"), large=True)
     models = {"tiny": SMALL} if asked.tiny else {"SD 1.5": UNetConfig(), "SDXL": SDXL}
     wide = [16] if asked.tiny else asked.sides
     if asked.tiny:
@@ -230,7 +252,7 @@ if __name__ == "__main__":
         speed.LARGE = 1
     with torch.inference_mode():
         results: Figures = {
-            "precision": asked.precision, "threads": asked.threads,
+            "precision": str(kind).removeprefix("torch."), "threads": asked.threads,
             "peak GFLOP/s": peak(kind, 256 if asked.tiny else 2048),
             "steps": dict(steps(next(iter(models.values())), wide, kind, asked.rounds)),
             "layers": {f"{name}, {max(wide)}x{max(wide)}": layers(config, max(wide), kind)

@@ -1,6 +1,6 @@
 """Give a trained model the words that it was never taught: each stands for the trained name that is nearest to it.
 
-    python -m recipes.emoji.meanings --model runs/scenes-further/export \\
+    python -m recipes.emoji.meanings --model runs/scenes-composed/export \\
         --config recipes/emoji/scenes_further.toml --out runs/scenes-model [--packages data/sprites/packages]
 
 Which name is nearest is known to a sentence encoder, all-MiniLM-L6-v2 (Wang et al. 2020; Reimers and Gurevych 2019),

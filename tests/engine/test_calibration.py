@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from reverie.engine import calibration
 from reverie.engine.calibration import Calibration, Cost, Trial, fastest, timed
 from reverie.engine.remembered import Remembered
 
@@ -37,13 +36,31 @@ def test_times_of_ways() -> None:
     assert found["slow"].call >= 3 * WAIT and found["fast"].call >= WAIT
 
 
-def test_what_takes_long_is_timed_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The first warms up, and decides who is hopeless; then as many as there is time for.
-    for enough, slow, fast in ((1000.0, 10, 10), (5 * WAIT, 4, 4), (WAIT, 1, 2)):
-        counts: dict[str, int] = {}
-        monkeypatch.setattr(calibration, "ENOUGH", enough)
-        found = timed(trials(counts))
-        assert counts == {"slow": slow, "fast": fast} and found["slow"].call >= 3 * WAIT
+@pytest.mark.parametrize(
+    ("seconds", "calls"),
+    [
+        ({"slow": [3.0], "fast": [1.0]}, {"slow": 1, "fast": 1}),  # hopeless at once, and nothing left to compare
+        ({"a": [1.0], "b": [1.05], "far": [1.6]}, {"a": 2, "b": 2, "far": 1}),  # long calls: twice
+        ({"a": [0.001], "b": [0.00105], "far": [0.0016]}, {"a": 9, "b": 9, "far": 1}),
+        ({"a": [0.021], "b": [0.021]}, {"a": 5, "b": 5}),  # a tenth of a second in all
+        ({"cold": [0.0014, 0.0011, 0.0009], "warm": [0.001]}, {"cold": 9, "warm": 9}),
+        ({"late": [0.0014, 0.0012], "warm": [0.001]}, {"late": 2, "warm": 2}),  # too slow when warm, too
+    ],
+)
+def test_only_the_fastest_are_timed_again(
+    seconds: dict[str, list[float]], calls: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, counts = 0.0, dict.fromkeys(seconds, 0)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+
+    def run(name: str) -> None:
+        nonlocal now
+        now += seconds[name][min(counts[name], len(seconds[name]) - 1)]
+        counts[name] += 1
+
+    found = timed({name: Trial(lambda _, name=name: run(name), lambda: None) for name in seconds})  # type: ignore[misc]
+    assert counts == calls
+    assert all(found[name].call == pytest.approx(min(own)) for name, own in seconds.items())
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from reverie.nets import winograd as winograd_module
 from reverie.nets.winograd import TILES, Tiles, transforms, winograd, winograd_weight
 
 EXACT = 1e-5  # of the largest number, as of the other ways to compute a layer
@@ -28,6 +29,14 @@ def test_the_transforms_are_exact(tiles: Tiles) -> None:
     found = back @ ((weights @ kernel) * (inputs @ tile))
     true = F.conv2d(tile.view(1, 1, tiles.span, tiles.span), kernel.view(1, 1, 3, 3)).flatten()
     assert torch.allclose(found, true, rtol=0, atol=1e-12)
+
+
+def test_sums_of_two_are_the_smaller_tiles_values() -> None:
+    padded, made = filled(2, 8, 10, 3).double(), torch.empty(4, 4, 2, 3, 4, 3, dtype=torch.float64)
+    winograd_module._summed(padded, made, torch.empty(made.numel(), dtype=torch.float64))
+    inputs, _, _ = transforms(TILES[torch.bfloat16])
+    tiles = padded.unfold(1, 4, 2).unfold(2, 4, 2)  # (b, r, c, C, 4, 4)
+    assert torch.allclose(made, torch.einsum("pq,brcdq->pbrcd", inputs, tiles.flatten(4)).view_as(made), atol=1e-12)
 
 
 @pytest.mark.parametrize("worked", [1, 60_000, 8 << 20])
@@ -74,7 +83,7 @@ def test_any_size_in_bfloat16(size: tuple[int, int], padding: tuple[int, int]) -
 
 
 def test_the_error_in_bfloat16_is_a_few_times_that_of_rounding_weights() -> None:
-    """As a root mean square: three roundings of sums of four and nine, against one of weights and one of outputs."""
+    """As a root mean square: four roundings of sums of two and nine, against one of weights and one of outputs."""
     x, weight = filled(2, 640, 16, 16).bfloat16(), filled(640, 640, 3, 3) / 76
     true = F.conv2d(x.double(), weight.double(), padding=1)
     found, usual = (

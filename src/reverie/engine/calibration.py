@@ -16,9 +16,9 @@ import torch
 from reverie.engine.remembered import Remembered
 from reverie.places import user_cache
 
-ENOUGH = 0.1  # seconds of one call; what takes longer is timed once more, shorter ones about so long in all
-LEAST, MOST = 3, 9  # rounds of those
-FAR = 1.5  # times the fastest call: a way that takes long, and longer than this at first, is not timed again
+ENOUGH = 0.1  # seconds that the calls of one way are timed for
+LEAST, MOST = 2, 9  # calls of a way that is among the fastest
+FAR, CLOSE = 1.5, 1.15  # times the fastest: slower ways are not called again, after the first call, after later ones
 GAIN = 0.95  # of the usual way's time: less is noise
 
 
@@ -93,19 +93,27 @@ def fastest(costs: Mapping[str, Cost], usual: str, calls: int) -> str:
 
 @torch.no_grad()
 def timed(trials: Mapping[str, Trial]) -> dict[str, Cost]:
-    """Times in turn, so that other work on the machine falls on all alike; the least of each counts."""
+    """Times in turn, so that other work on the machine falls on all alike; the least of each counts.
+
+    Ways that are clearly slower drop out, and the last one that is left needs no more calls.
+    """
     weights, once = {}, {}
     for name, trial in trials.items():
         start = time.perf_counter()
         weights[name] = trial.prepare()
         once[name] = time.perf_counter() - start
-    first = {name: _seconds(trial, weights[name]) for name, trial in trials.items()}  # warms up, too
-    longest = max(first.values())
-    long = longest >= ENOUGH
-    near = [name for name in trials if not long or first[name] <= FAR * min(first.values())]
-    count = 1 if long else min(max(int(ENOUGH / max(longest, 1e-6)), LEAST), MOST)
-    rounds = [{name: _seconds(trials[name], weights[name]) for name in near} for _ in range(count)]
-    return {name: Cost(min(one.get(name, first[name]) for one in rounds), once[name]) for name in trials}
+    least = {name: _seconds(trial, weights[name]) for name, trial in trials.items()}  # warms up, too
+    calls, near = 1, _near(least, FAR)
+    while len(near) > 1 and calls < min(max(ENOUGH / max(min(least.values()), 1e-6), LEAST), MOST):
+        for name in near:
+            least[name] = min(least[name], _seconds(trials[name], weights[name]))
+        calls, near = calls + 1, _near({name: least[name] for name in near}, CLOSE)
+    return {name: Cost(least[name], once[name]) for name in trials}
+
+
+def _near(least: Mapping[str, float], times: float) -> list[str]:
+    """Ways that take at most so many times what the fastest takes."""
+    return [name for name, seconds in least.items() if seconds <= times * min(least.values())]
 
 
 def _seconds(trial: Trial, weight: object) -> float:

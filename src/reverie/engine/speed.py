@@ -172,18 +172,20 @@ class Choice(Generic[L]):
         first: the way that is fastest for one call alone: no weight is made ready that this call does not repay.
         later: the fastest for all the others.
         spare: for want of room.
+        known: whether it was measured which way is the fastest.
     """
 
     first: Way[L]
     later: Way[L]
     spare: Way[L]
+    known: bool
 
 
 class ByCost:
     """Computes layers in the way that costs the least for so many calls (`nets.ways.Chooser`).
 
-    The first call of every layer is one of its own kind: whoever waits for the first step does not wait until weights
-    are ready for all the others.
+    The first call of every layer is one of its own kind: whoever waits for the first step does not wait until ways are
+    measured and weights are ready for all the others.
 
     Args:
         calls: of every layer.
@@ -193,7 +195,9 @@ class ByCost:
         self._speed, self._calls = speed, calls
         self._choices: dict[tuple[object, ...], Any] = {}
         self._attention: dict[tuple[object, ...], Attend] = {}
+        self._guessed: set[tuple[object, ...]] = set()  # of those
         self._met: WeakSet[nn.Module] = WeakSet()
+        self._repeats = False  # whether a layer was met again: the first step is over
 
     def __deepcopy__(self, memo: object) -> "ByCost":
         return self  # copies of a network (tiles) share what is known and packed
@@ -208,7 +212,7 @@ class ByCost:
         if not isinstance(layer, ChosenLinear):  # a LoRA stands beside it, say
             return gated(layer, x)
         key = ("gated", x.numel() // x.shape[-1], *layer.weight.shape, x.dtype)
-        return self._computed(key, GATED, layer, x, lambda calls: GATED[0])
+        return self._computed(key, GATED, layer, x, partial(_guessed_gate, layer, x))
 
     def convolution(self, layer: nn.Conv2d, x: Tensor, to: Tensor | None = None) -> Tensor:
         """What `nn.Conv2d` says, added to `to`."""
@@ -224,13 +228,19 @@ class ByCost:
         if q.requires_grad or k.requires_grad or v.requires_grad:
             return attention(q, k, v)
         key = ("attention", *q.shape, k.shape[2], q.dtype)
-        if key not in self._attention:
-            trials = {name: _attention_trial(way, q, k, v) for name, way in ATTENTION.items()}
-            costs = self._costs(key, trials)
-            native = q.dtype == torch.bfloat16 and self._speed.processor.multiplies_bfloat16
-            guess = "blocks" if native and k.shape[2] >= MANY_KEYS else "fused"
-            self._attention[key] = ATTENTION[fastest(costs, "fused", self._calls) if costs else guess]
+        if key not in self._attention or (key in self._guessed and self._repeats and self._long):
+            self._attention[key] = self._attending(key, q, k, v)
         return self._attention[key](q, k, v)
+
+    def _attending(self, key: tuple[object, ...], q: Tensor, k: Tensor, v: Tensor) -> Attend:
+        """By what is known or is measured now, else a guess."""
+        trials = {name: _attention_trial(way, q, k, v) for name, way in ATTENTION.items()}
+        if costs := self._costs(key, trials, measure=self._repeats):
+            self._guessed.discard(key)
+            return ATTENTION[fastest(costs, "fused", self._calls)]
+        self._guessed.add(key)
+        native = q.dtype == torch.bfloat16 and self._speed.processor.multiplies_bfloat16
+        return ATTENTION["blocks" if native and k.shape[2] >= MANY_KEYS else "fused"]
 
     def _computed(
         self,
@@ -246,22 +256,31 @@ class ByCost:
         trained = x.requires_grad or (to is not None and to.requires_grad)
         if x.dtype != weight.dtype or trained or not is_ready(weight):
             return known[0].plus(layer, x, weight, to)
-        if key not in self._choices:
-            self._choices[key] = self._choice(key, known, layer, x, guess)
-        choice: Choice[L] = self._choices[key]
-        way = choice.later if layer in self._met else choice.first
+        again = layer in self._met
+        self._repeats |= again
         self._met.add(layer)
+        choice: Choice[L] | None = self._choices.get(key)
+        if choice is None or (again and not choice.known and self._long):
+            choice = self._choices[key] = self._choice(key, known, layer, x, guess, measure=again)
+        way = choice.later if again else choice.first
         ready = self._ready(way, key, layer, x) if way.prepare else self._whole(weight, keep=choice.later is way)
         if ready is None:  # no room for it
             way, ready = choice.spare, self._whole(weight, keep=True)
         return way.plus(layer, x, ready, to)
 
     def _choice(
-        self, key: tuple[object, ...], known: Sequence[Way[L]], layer: L, x: Tensor, guess: Callable[[int], Way[L]]
+        self,
+        key: tuple[object, ...],
+        known: Sequence[Way[L]],
+        layer: L,
+        x: Tensor,
+        guess: Callable[[int], Way[L]],
+        *,
+        measure: bool,
     ) -> Choice[L]:
-        """By what is known of the ways, by measuring where the run is long, else a guess."""
+        """By what is known of the ways or is measured now, else a guess."""
         usual, usable = known[0], {way.name: way for way in known if way.usable(layer, x)}
-        costs = self._costs(key, {name: _trial(way, layer, x) for name, way in usable.items()})
+        costs = self._costs(key, {name: _trial(way, layer, x) for name, way in usable.items()}, measure=measure)
         for name, cost in costs.items():
             costs[name] = replace(cost, call=cost.call + PRICE * _more(usable[name], layer.weight))
 
@@ -273,7 +292,7 @@ class ByCost:
         settled = next((name for name in SETTLED if name in usable and is_halved(layer.weight)), usual.name)
         first, later = best(usual.name, 1), best(settled, self._calls)
         first = later if first.prepare and later.prepare else first  # two ready weights would be one too many
-        return Choice(first, later, guessed if guessed.prepare is None else usual)
+        return Choice(first, later, guessed if guessed.prepare is None else usual, known=bool(costs))
 
     def _ready(self, way: Way[L], key: tuple[object, ...], layer: L, x: Tensor) -> Ready | None:
         """The weight as a way wants it; None where there is no room for it."""
@@ -291,11 +310,16 @@ class ByCost:
         whole: Tensor = unpacked(weight)
         return whole
 
-    def _costs(self, key: tuple[object, ...], trials: Mapping[str, Trial]) -> dict[str, Cost]:
-        """What each way costs; empty where that is not known, and the run too short to find out."""
+    @property
+    def _long(self) -> bool:
+        """Whether a run repays measuring."""
+        return self._calls >= LONG
+
+    def _costs(self, key: tuple[object, ...], trials: Mapping[str, Trial], *, measure: bool) -> dict[str, Cost]:
+        """What each way costs; empty where that is not known, and the run too short to find out or only begun."""
         shape = f"{torch.get_num_threads()} threads, {' '.join(map(str, key))}"
         calibration = self._speed.calibration
-        costs = calibration.measured(shape, trials) if self._calls >= LONG else calibration.known(shape)
+        costs = calibration.measured(shape, trials) if measure and self._long else calibration.known(shape)
         return {name: costs[name] for name in trials} if trials.keys() <= costs.keys() else {}
 
 
@@ -310,10 +334,14 @@ def _guessed_convolution(layer: nn.Conv2d, x: Tensor, calls: int) -> Way[nn.Conv
     usable = {way.name: way for way in CONVOLUTION if way.usable(layer, x)}
     pixels, channels = x.shape[-1] * x.shape[-2], min(layer.in_channels, layer.out_channels)
     if x.dtype != torch.float32:
-        return usable.get("packed" if calls > 1 else "channels_last", usable["channels_last"])
+        return usable["packed" if calls > 1 and "packed" in usable else "plain"]
     if "winograd" in usable and channels >= DEEP and calls * len(x) * pixels >= REPAID:
         return usable["winograd"]
-    return usable["channels_last" if pixels >= WIDE else "plain"]
+    return usable["channels_last" if pixels >= WIDE and "channels_last" in usable else "plain"]
+
+
+def _guessed_gate(layer: nn.Linear, x: Tensor, calls: int) -> Way[nn.Linear]:
+    return next((way for way in GATED if way.name == "onednn" and way.usable(layer, x)), GATED[0])
 
 
 def is_ready(weight: Tensor) -> bool:

@@ -86,12 +86,10 @@ def _packed_linear(layer: nn.Linear, weight: Tensor, x: Tensor) -> Tensor:
     return result
 
 
-def _plain_gated(layer: nn.Linear, x: Tensor, weight: Tensor) -> Tensor:
-    return gated(partial(_plain_linear, layer, weight=weight), x)
-
-
-def _packed_gated(layer: nn.Linear, x: Tensor, weight: Tensor) -> Tensor:
-    return gated(partial(_onednn_linear, layer, weight=weight), x)
+def _gated(
+    linear: Callable[[nn.Linear, Tensor, Tensor], Tensor], layer: nn.Linear, x: Tensor, weight: Tensor
+) -> Tensor:
+    return gated(lambda rows: linear(layer, rows, weight), x)
 
 
 def _fused_gated(layer: nn.Linear, x: Tensor, weights: tuple[Tensor, ...]) -> Tensor:
@@ -100,6 +98,10 @@ def _fused_gated(layer: nn.Linear, x: Tensor, weights: tuple[Tensor, ...]) -> Te
     gate = torch.ops.mkldnn._linear_pointwise(x, weights[1], biases[1], "gelu", [], "none")
     result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, gate, weights[0], biases[0], "mul")
     return result
+
+
+def _onednn_gated(layer: nn.Linear, x: Tensor, weight: Tensor) -> Tensor:
+    return _fused_gated(layer, x, weight.chunk(2))
 
 
 def _fused_weights(layer: nn.Linear, weight: Tensor, x: Tensor) -> tuple[Tensor, ...]:
@@ -146,6 +148,11 @@ def _winograd_weight(layer: nn.Conv2d, weight: Tensor, x: Tensor) -> Tensor:
     return winograd_weight(weight)
 
 
+def _is_not_last(layer: nn.Conv2d, x: Tensor) -> bool:
+    """Whether it is another way than the usual one."""
+    return not x.is_contiguous(memory_format=torch.channels_last)
+
+
 def _fits_winograd(dtype: torch.dtype, layer: nn.Conv2d, x: Tensor) -> bool:
     """Whether Winograd's tiles of a type are for this kernel and input."""
     usual = layer.kernel_size == (3, 3) and layer.stride == layer.dilation == (1, 1) and layer.groups == 1
@@ -164,13 +171,14 @@ LINEAR = (
     Way[nn.Linear]("packed", _onednn_linear, _packed_linear, private=True, summed=_onednn_linear_summed),
 )
 GATED = (
-    Way[nn.Linear]("plain", _plain_gated),
-    Way[nn.Linear]("packed", _packed_gated, _packed_linear, private=True),
+    Way[nn.Linear]("plain", partial(_gated, _plain_linear)),
+    Way[nn.Linear]("onednn", _onednn_gated, private=True),
+    Way[nn.Linear]("packed", partial(_gated, _onednn_linear), _packed_linear, private=True),
     Way[nn.Linear]("fused", _fused_gated, _fused_weights, private=True),
 )
 CONVOLUTION = (
     Way[nn.Conv2d]("plain", _plain_conv),
-    Way[nn.Conv2d]("channels_last", _channels_last_conv),
+    Way[nn.Conv2d]("channels_last", _channels_last_conv, fits=_is_not_last),
     Way[nn.Conv2d]("packed", _onednn_conv, _packed_conv, private=True, summed=_onednn_conv_summed),
     *(
         Way[nn.Conv2d](

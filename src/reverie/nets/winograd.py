@@ -43,7 +43,7 @@ TILES = {
     # Of all sets of five small points one of the least errors (Barabasz et al. 2020, table 2): smaller than that of
     # summing the nine products one after the other.
     torch.float32: Tiles(4, (0.0, 1.0, -1.0, 0.5, -2.0), 8 << 20),
-    # Inputs and outputs are sums of four and of nine, weights sums with quarters and halves: each is rounded once.
+    # Inputs are sums of two sums of two, outputs of nine, weights sums with quarters and halves: each is rounded.
     torch.bfloat16: Tiles(2, (0.0, 1.0, -1.0), 16 << 20),
 }
 
@@ -105,36 +105,68 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int,
     step, points = tiling.size, tiling.span**2
     size = high + 2 * padding[0] - 2, wide + 2 * padding[1] - 2
     rows, columns = (-(-side // step) for side in size)
-    padded = x.new_zeros(count, rows * step + 2, columns * step + 2, channels)
-    padded[:, padding[0] : padding[0] + high, padding[1] : padding[1] + wide] = x.permute(0, 2, 3, 1)
-    picture, line, point, _ = padded.stride()
-    tiles = padded.as_strided(
-        (tiling.span, tiling.span, count, rows, columns, channels), (line, point, picture, line * step, point * step, 1)
-    )
+    padded = _padded(x, padding, (rows * step + 2, columns * step + 2))
     made = x.new_empty(count, rows, step, columns, step, width)
     most = max(1, tiling.worked // (points * columns * channels * x.itemsize))  # rows of tiles
     pictures, lines = max(1, most // rows), min(most, rows)
     room = [x.new_empty(points * pictures * lines * columns * wanted) for wanted in (channels, channels, width)]
     for first in range(0, count, pictures):
         for top in range(0, rows, lines):
-            here = slice(first, first + pictures), slice(top, top + lines)
-            _worked(tiles[:, :, here[0], here[1]], weight, made[here[0], here[1]], room)
+            these = slice(first, first + pictures)
+            part = padded[these, top * step : (top + lines) * step + 2]
+            _worked(part, weight, made[these, top : top + lines], room)
     y = made.view(count, rows * step, columns * step, width)[:, : size[0], : size[1]]
     y = y if bias is None else y.add_(bias)
     return y.permute(0, 3, 1, 2)
 
 
-def _worked(tiles: Tensor, weight: Tensor, made: Tensor, room: list[Tensor]) -> None:
-    """Some tiles `(span, span, b, r, c, C)` -> their outputs, into `made` `(b, r, size, c, size, K)`."""
-    inputs, _, back = _rounded(tiles.dtype)
-    *_, pictures, rows, columns, channels = tiles.shape
-    number, points, width = pictures * rows * columns, len(inputs), weight.shape[1]
-    gathered, values, products = (
-        space[: points * number * wanted].view(points, -1)
-        for space, wanted in zip(room, (channels, channels, width), strict=True)
-    )
-    gathered.view(tiles.shape).copy_(tiles)
-    torch.mm(inputs, gathered, out=values)
-    torch.bmm(values.view(points, number, channels), weight.transpose(1, 2), out=products.view(points, number, width))
-    outputs = torch.mm(back, products).view(made.shape[2], made.shape[4], pictures, rows, columns, width)
-    made.copy_(outputs.permute(2, 3, 0, 4, 1, 5))
+def _padded(x: Tensor, padding: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """A picture `(B, h, w, C)` with zeros above and left of it, and below and right of it up to a size."""
+    (count, channels, high, wide), (above, left) = x.shape, padding
+    padded = x.new_empty(count, *size, channels)
+    for edge in (padded[:, :above], padded[:, above + high :], padded[:, :, :left], padded[:, :, left + wide :]):
+        edge.zero_()
+    padded[:, above : above + high, left : left + wide] = x.permute(0, 2, 3, 1)
+    return padded
+
+
+def _worked(padded: Tensor, weight: Tensor, made: Tensor, room: list[Tensor]) -> None:
+    """Some rows of some pictures `(b, h, w, C)` -> their outputs, into `made` `(b, r, size, c, size, K)`."""
+    pictures, rows, step, columns, _, width = made.shape
+    channels, number, points = padded.shape[-1], pictures * rows * columns, (step + 2) ** 2
+    values = room[1][: points * number * channels].view(step + 2, step + 2, pictures, rows, columns, channels)
+    products = room[2][: points * number * width].view(points, number, width)
+    (_summed if step == 2 else _multiplied)(padded, values, room[0])
+    torch.bmm(values.view(points, number, channels), weight.transpose(1, 2), out=products)
+    outputs = torch.mm(_rounded(padded.dtype)[2], products.view(points, -1))
+    made.copy_(outputs.view(step, step, pictures, rows, columns, width).permute(2, 3, 0, 4, 1, 5))
+
+
+def _multiplied(padded: Tensor, values: Tensor, room: Tensor) -> None:
+    """Pictures to the values `(span, span, b, r, c, C)` of their tiles at the points, as one product of matrices."""
+    (picture, line, point, _), step = padded.stride(), len(values) - 2
+    strides = line, point, picture, line * step, point * step, 1
+    gathered = room[: values.numel()].view(values.shape)
+    gathered.copy_(padded.as_strided(values.shape, strides, padded.storage_offset()))
+    torch.mm(_rounded(padded.dtype)[0], gathered.flatten(0, 1).flatten(1), out=values.flatten(0, 1).flatten(1))
+
+
+def _summed(padded: Tensor, values: Tensor, room: Tensor) -> None:
+    """The same for tiles of four inputs a side, whose values are sums of two, downwards and then across.
+
+    Numbers are rounded once more than by a product, and moved less.
+    """
+    _, _, pictures, rows, columns, channels = values.shape
+    wide = padded.shape[2]
+    across = room[: 4 * pictures * rows * wide * channels].view(4, pictures, rows, wide, channels)
+    _sums([padded[:, k : k + 2 * rows - 1 : 2] for k in range(4)], across)
+    _sums([across[:, :, :, k : k + 2 * columns - 1 : 2] for k in range(4)], values.transpose(0, 1))
+
+
+def _sums(inputs: list[Tensor], made: Tensor) -> None:
+    """Polynomials of F(2, 3) at 0, 1, -1 and infinity: `transforms`' matrix of one side."""
+    first, second, third, fourth = inputs
+    torch.sub(third, first, out=made[0])
+    torch.add(second, third, out=made[1])
+    torch.sub(third, second, out=made[2])
+    torch.sub(fourth, second, out=made[3])
