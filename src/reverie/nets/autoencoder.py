@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reverie.nets.attention import Attention
-from reverie.nets.blocks import Downsample, ResnetBlock, Upsample
+from reverie.nets.blocks import Downsample, ResnetBlock, Upsample, activated
 
 NORM_EPS = 1e-6  # CompVis `Normalize`
 
@@ -145,7 +144,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x)
         x = self.mid_block(x)
-        result: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        result: Tensor = self.conv_out(activated(self.conv_norm_out, x))
         return result
 
 
@@ -175,7 +174,7 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(z))
         for block in self.up_blocks:
             x = block(x)
-        result: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        result: Tensor = self.conv_out(activated(self.conv_norm_out, x))
         return result
 
 

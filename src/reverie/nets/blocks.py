@@ -74,6 +74,12 @@ def plus(layer: nn.Module, x: Tensor, to: Tensor) -> Tensor:
     return result
 
 
+def activated(norm: nn.Module, x: Tensor) -> Tensor:
+    """SiLU of the normed; in the norm's own memory where no gradient has to come back through it."""
+    y: Tensor = norm(x)
+    return F.silu(y, inplace=not y.requires_grad)
+
+
 class ResnetBlock(nn.Module):
     """Norm, SiLU, convolution, twice, plus the input (He et al. 2016; BigGAN-style as in DDPM).
 
@@ -96,11 +102,11 @@ class ResnetBlock(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """`x (B, source, h, w)`, `time (B, time_width)` -> `(B, width, h, w)`."""
-        y = self.conv1(F.silu(self.norm1(x)))
+        y = self.conv1(activated(self.norm1, x))
         if self.time_emb_proj is not None and time is not None:
             y = y + self.time_emb_proj(F.silu(time))[:, :, None, None]
         shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        return plus(self.conv2, F.silu(self.norm2(y)), shortcut)
+        return plus(self.conv2, activated(self.norm2, y), shortcut)
 
 
 class Downsample(nn.Module):

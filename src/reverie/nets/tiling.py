@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reverie.nets.autoencoder import Autoencoder, Decoder, Encoder
+from reverie.nets.blocks import activated
 
 MARGIN = 12  # latents around a tile; 13 is as far as the decoder of Stable Diffusion sees beyond its middle block
 GATHERING_MARGIN = 3  # while statistics are gathered, which average over everything
@@ -144,7 +144,7 @@ def decode_tiled(vae: Autoencoder, z: Tensor, tile: int) -> Tensor:
     def rest(x: Tensor) -> Tensor:
         for block in decoder.up_blocks:
             x = block(x)
-        result: Tensor = decoder.conv_out(F.silu(decoder.conv_norm_out(x)))
+        result: Tensor = decoder.conv_out(activated(decoder.conv_norm_out, x))
         return result
 
     return _everywhere(rest, middle, shared, tile, 1, float(vae.config.factor))
@@ -164,6 +164,6 @@ def encode_tiled(vae: Autoencoder, pictures: Tensor, tile: int) -> tuple[Tensor,
 
     x = _everywhere(first, pictures, shared, tile, factor, 1 / factor)
     x = vae.encoder.mid_block(x)
-    x = vae.encoder.conv_out(F.silu(vae.encoder.conv_norm_out(x)))
+    x = vae.encoder.conv_out(activated(vae.encoder.conv_norm_out, x))
     mean, log_variance = vae.quant_conv(x).chunk(2, dim=1)
     return mean, log_variance.clamp(-30.0, 20.0)

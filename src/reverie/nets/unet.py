@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reverie.errors import RequestError
@@ -15,6 +14,7 @@ from reverie.nets.blocks import (
     ResnetBlock,
     TimestepEmbedding,
     Upsample,
+    activated,
     guidance_embedding,
     timestep_embedding,
 )
@@ -357,7 +357,7 @@ class UNet(Encoder):
 
         x = tap(skips[0], skips[-1], beyond) if tap else beyond()
         x = self._raised(x, skips, 0, time, context, taps)
-        result: Tensor = self.conv_out(F.silu(self.conv_norm_out(x)))
+        result: Tensor = self.conv_out(activated(self.conv_norm_out, x))
         return result
 
     def _copies(self, taps: Taps | None) -> int:

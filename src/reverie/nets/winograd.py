@@ -105,29 +105,31 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int,
     step, points = tiling.size, tiling.span**2
     size = high + 2 * padding[0] - 2, wide + 2 * padding[1] - 2
     rows, columns = (-(-side // step) for side in size)
-    padded = _padded(x, padding, (rows * step + 2, columns * step + 2))
+    spread, pixels = columns * step + 2, x.permute(0, 2, 3, 1)
     made = x.new_empty(count, rows, step, columns, step, width)
     most = max(1, tiling.worked // (points * columns * channels * x.itemsize))  # rows of tiles
-    pictures, lines = max(1, most // rows), min(most, rows)
+    pictures, lines = min(max(1, most // rows), count), min(most, rows)
     room = [x.new_empty(points * pictures * lines * columns * wanted) for wanted in (channels, channels, width)]
+    edged = x.new_empty(pictures, lines * step + 2, spread, channels)
     for first in range(0, count, pictures):
         for top in range(0, rows, lines):
-            these = slice(first, first + pictures)
-            part = padded[these, top * step : (top + lines) * step + 2]
-            _worked(part, weight, made[these, top : top + lines], room)
+            out = made[first : first + pictures, top : top + lines]
+            part = edged[: len(out), : out.shape[1] * step + 2]
+            _padded(pixels[first : first + pictures], top * step - padding[0], padding[1], part)
+            _worked(part, weight, out, room)
     y = made.view(count, rows * step, columns * step, width)[:, : size[0], : size[1]]
     y = y if bias is None else y.add_(bias)
     return y.permute(0, 3, 1, 2)
 
 
-def _padded(x: Tensor, padding: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """A picture `(B, h, w, C)` with zeros above and left of it, and below and right of it up to a size."""
-    (count, channels, high, wide), (above, left) = x.shape, padding
-    padded = x.new_empty(count, *size, channels)
-    for edge in (padded[:, :above], padded[:, above + high :], padded[:, :, :left], padded[:, :, left + wide :]):
+def _padded(x: Tensor, top: int, left: int, made: Tensor) -> None:
+    """Lines of pictures `(b, h, w, C)` from `top` on, which may lie above them, with zeros all around, into `made`."""
+    first = max(top, 0)
+    last = max(min(top + made.shape[1], x.shape[1]), first)
+    inner = slice(first - top, last - top), slice(left, left + x.shape[2])
+    for edge in (made[:, : inner[0].start], made[:, inner[0].stop :], made[:, :, :left], made[:, :, inner[1].stop :]):
         edge.zero_()
-    padded[:, above : above + high, left : left + wide] = x.permute(0, 2, 3, 1)
-    return padded
+    made[:, inner[0], inner[1]] = x[:, first:last]
 
 
 def _worked(padded: Tensor, weight: Tensor, made: Tensor, room: list[Tensor]) -> None:
