@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Generic, Literal, TypeVar
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -184,8 +184,8 @@ class Choice(Generic[L]):
 class ByCost:
     """Computes layers in the way that costs the least for so many calls (`nets.ways.Chooser`).
 
-    The first call of every layer is one of its own kind: whoever waits for the first step does not wait until ways are
-    measured and weights are ready for all the others.
+    The first call of every layer for inputs of some shape is one of its own kind: whoever waits for the first step does
+    not wait until ways are measured and weights are ready for all the others.
 
     Args:
         calls: of every layer.
@@ -196,8 +196,8 @@ class ByCost:
         self._choices: dict[tuple[object, ...], Any] = {}
         self._attention: dict[tuple[object, ...], Attend] = {}
         self._guessed: set[tuple[object, ...]] = set()  # of those
-        self._met: WeakSet[nn.Module] = WeakSet()
-        self._repeats = False  # whether a layer was met again: the first step is over
+        self._met: WeakKeyDictionary[nn.Module, set[tuple[object, ...]]] = WeakKeyDictionary()
+        self._again = False  # whether the latest layer was met again: the first step is over
 
     def __deepcopy__(self, memo: object) -> "ByCost":
         return self  # copies of a network (tiles) share what is known and packed
@@ -228,14 +228,14 @@ class ByCost:
         if q.requires_grad or k.requires_grad or v.requires_grad:
             return attention(q, k, v)
         key = ("attention", *q.shape, k.shape[2], q.dtype)
-        if key not in self._attention or (key in self._guessed and self._repeats and self._long):
+        if key not in self._attention or (key in self._guessed and self._again and self._long):
             self._attention[key] = self._attending(key, q, k, v)
         return self._attention[key](q, k, v)
 
     def _attending(self, key: tuple[object, ...], q: Tensor, k: Tensor, v: Tensor) -> Attend:
         """By what is known or is measured now, else a guess."""
         trials = {name: _attention_trial(way, q, k, v) for name, way in ATTENTION.items()}
-        if costs := self._costs(key, trials, measure=self._repeats):
+        if costs := self._costs(key, trials, measure=self._again):
             self._guessed.discard(key)
             return ATTENTION[fastest(costs, "fused", self._calls)]
         self._guessed.add(key)
@@ -256,9 +256,9 @@ class ByCost:
         trained = x.requires_grad or (to is not None and to.requires_grad)
         if x.dtype != weight.dtype or trained or not is_ready(weight):
             return known[0].plus(layer, x, weight, to)
-        again = layer in self._met
-        self._repeats |= again
-        self._met.add(layer)
+        met = self._met.setdefault(layer, set())
+        again = self._again = key in met
+        met.add(key)
         choice: Choice[L] | None = self._choices.get(key)
         if choice is None or (again and not choice.known and self._long):
             choice = self._choices[key] = self._choice(key, known, layer, x, guess, measure=again)
