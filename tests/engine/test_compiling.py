@@ -259,6 +259,7 @@ def test_an_unknown_time_to_compile_is_refused() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch's own
 def test_torchs_own_compiler(tmp_path: Path) -> None:
     """The numbers of the compiled network are those of the network, and what was compiled is found again."""
     network = unet()
