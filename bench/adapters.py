@@ -29,6 +29,16 @@ LAYERS = ("attentions", "self_attn", "mlp")  # in the paths of what is changed
 WAYS: tuple[Way, ...] = ("merge", "branch")
 
 
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """`--precision`; see `precision_of`."""
+    parser.add_argument("--precision", choices=DTYPES, help="the machine's own if absent")
+
+
+def precision_of(given: argparse.Namespace) -> torch.dtype:
+    """What was asked for, else what the machine's processor computes large networks in."""
+    return DTYPES[given.precision] if given.precision else automatic_precision(torch.device("cpu"), large=True)
+
+
 def filled(network: nn.Module) -> nn.Module:
     """Weights of a size that keeps numbers near 1."""
     network.requires_grad_(False)
@@ -98,11 +108,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     for flag, default in (("--threads", 2), ("--rounds", 3), ("--side", 512), ("--rank", 88)):
         parser.add_argument(flag, type=int, default=default)
-    parser.add_argument("--precision", choices=DTYPES, help="the machine's own if absent")
+    add_precision(parser)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)
-    precision = DTYPES[given.precision] if given.precision else automatic_precision(torch.device("cpu"), large=True)
+    precision = precision_of(given)
     with torch.inference_mode():
         pair = [filled(network).to(precision) for network in (UNet(UNetConfig()), ClipText(ClipTextConfig()))]
         results = {

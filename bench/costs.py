@@ -20,15 +20,14 @@ from common import in_turn, into_document, machine, machine_words, write
 from torch import Tensor, nn
 
 import reverie
-from adapters import filled, loras
+from adapters import add_precision, filled, loras, precision_of
 from reverie.adapters.attach import changed
 from reverie.engine.budget import planned
-from reverie.engine.bundle import DTYPES
 from reverie.engine.forecast import counted, to_meta, twin
 from reverie.engine.generate import prepared
 from reverie.engine.request import Request
 from reverie.engine.resolve import resolve
-from reverie.engine.speed import MOST_COUNTED, Speed, automatic_precision
+from reverie.engine.speed import MOST_COUNTED, Speed
 from reverie.nets.controlnet import ControlNet
 from reverie.nets.unet import UNet, UNetConfig
 from reverie.types import Taps
@@ -70,7 +69,7 @@ def tables(tiny: bool) -> dict[str, list[Case]]:
 
 
 class Subject:
-    """The networks, and one evaluation of them by a plan of their own."""
+    """The networks, and one evaluation of them."""
 
     def __init__(self, config: UNetConfig, precision: torch.dtype) -> None:
         unet = filled(UNet(config))
@@ -78,11 +77,6 @@ class Subject:
         self.net = filled(ControlNet.from_unet(unet)).to(precision)
         self.unet = unet.to(precision)
         self.width, self.precision = config.context_width, precision
-        self.plan = Speed(torch.device("cpu"), precision)
-
-    def replan(self) -> None:
-        """Weights that were packed for other shapes go."""
-        self.plan = Speed(torch.device("cpu"), self.precision)
 
     def run(
         self, case: Case, unet: nn.Module, net: nn.Module, like: Callable[[Tensor], Tensor]
@@ -115,9 +109,9 @@ class Subject:
         return counted(compute)[1].total / 1e12
 
     @torch.no_grad()
-    def seconds(self, case: Case) -> Callable[[], float]:
-        """What measures one evaluation."""
-        unet, net = (self.plan.form(network, MOST_COUNTED) for network in (self.unet, self.net))
+    def seconds(self, case: Case, plan: Speed) -> Callable[[], float]:
+        """What measures one evaluation by a plan."""
+        unet, net = (plan.form(network, MOST_COUNTED) for network in (self.unet, self.net))
         return partial(timed, self.run(case, unet, net, lambda t: t.to(self.precision)))
 
 
@@ -132,8 +126,8 @@ def grown(subject: Subject, cases: list[Case], name: str, rounds: int) -> dict[s
     """Work and median seconds of every row of a table."""
     fields = {"batch": "batch", "size": "size", "LoRAs": "loras", "ControlNets": "nets"}
     rows = {str(getattr(case, fields[name])): case for case in cases}
-    subject.replan()
-    runs = {key: subject.seconds(case) for key, case in rows.items()}
+    plan = Speed(torch.device("cpu"), subject.precision)  # weights that another table packed are gone
+    runs = {key: subject.seconds(case, plan) for key, case in rows.items()}
     in_turn(runs, PREPARING)
     found = in_turn(runs, rounds)
     return {key: (subject.work(case), found[key]["median"]) for key, case in rows.items()}
@@ -167,10 +161,10 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a small network and few rows; nothing is written")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--precision", choices=DTYPES, help="the machine's own if absent")
+    add_precision(parser)
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    precision = DTYPES[given.precision] if given.precision else automatic_precision(torch.device("cpu"), large=True)
+    precision = precision_of(given)
     subject = Subject(TINY if given.tiny else UNetConfig(), precision)
     figures: dict[str, Any] = {
         name: grown(subject, cases, name, given.rounds) for name, cases in tables(given.tiny).items()

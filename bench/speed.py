@@ -22,11 +22,10 @@ import torch
 from common import cell, into_document, machine, machine_words, spread, write
 from torch import Tensor, nn
 
-from adapters import filled
-from reverie.engine.bundle import DTYPES
+from adapters import add_precision, filled, precision_of
 from reverie.engine.calibration import Calibration, Trial, timed
 from reverie.engine.remembered import Remembered
-from reverie.engine.speed import MOST_COUNTED, Speed, automatic_precision
+from reverie.engine.speed import MOST_COUNTED, Speed
 from reverie.nets.attention import ATTENTION, Layer, attention, gated
 from reverie.nets.unet import UNet, UNetConfig
 from reverie.nets.ways import CONVOLUTION, GATED, LINEAR, chosen
@@ -235,7 +234,7 @@ def tables(figures: Figures, place: Figures) -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--precision", choices=DTYPES, help="the machine's own if absent")
+    add_precision(parser)
     parser.add_argument("--sides", type=int, nargs="+", default=[32, 64])
     for flag, default in (("--threads", torch.get_num_threads()), ("--rounds", 5)):
         parser.add_argument(flag, type=int, default=default)
@@ -243,7 +242,7 @@ if __name__ == "__main__":
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
     torch.manual_seed(0)
-    kind = DTYPES[asked.precision] if asked.precision else automatic_precision(torch.device("cpu"), large=True)
+    kind = precision_of(asked)
     models = {"tiny": SMALL} if asked.tiny else {"SD 1.5": UNetConfig(), "SDXL": SDXL}
     wide = [16] if asked.tiny else asked.sides
     if asked.tiny:
